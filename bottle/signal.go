@@ -1,0 +1,32 @@
+package bottle
+
+import "syscall"
+
+// A Signal is what the host sends to the bundle's PID 1. Sending one proves nothing: the
+// status files say what came of it.
+type Signal int
+
+// The signals. Each is safe to repeat; none loses another.
+const (
+	SignalReload          = Signal(syscall.SIGHUP)  // verify and publish routes.yaml; egress reloads
+	SignalReloadPipelock  = Signal(syscall.SIGUSR2) // verify and publish pipelock.yaml; pipelock reloads
+	SignalReplacePipelock = Signal(syscall.SIGUSR1) // verify and publish pipelock.yaml; pipelock alone is started anew
+	// SignalRestartEgress (SIGRTMIN+1 as glibc and the engine count) kills an egress that
+	// did not confirm a narrowing; it comes back on the published config or not at all.
+	SignalRestartEgress = Signal(35)
+)
+
+// String is the name that kill(1) and the engine know.
+func (s Signal) String() string {
+	switch s {
+	case SignalReload:
+		return "HUP"
+	case SignalReloadPipelock:
+		return "USR2"
+	case SignalReplacePipelock:
+		return "USR1"
+	case SignalRestartEgress:
+		return "RTMIN+1"
+	}
+	return syscall.Signal(s).String()
+}

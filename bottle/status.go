@@ -1,0 +1,134 @@
+package bottle
+
+import "time"
+
+// The config files that apply writes and init verifies.
+const (
+	RoutesFile   = "routes.yaml"
+	PipelockFile = "pipelock.yaml"
+)
+
+// The daemons of a bundle.
+const (
+	DaemonEgress    = "egress"
+	DaemonPipelock  = "pipelock"
+	DaemonSupervise = "supervise"
+)
+
+// A DaemonStatus is what a daemon says of itself in status/<daemon>.json. The bundle
+// writes it; the host reads it with bounds and believes it about revisions alone.
+type DaemonStatus struct {
+	Schema   int               `json:"schema"`
+	Daemon   string            `json:"daemon"`
+	PID      int               `json:"pid"`
+	Instance string            `json:"instance"`           // new at each start
+	Revision Hash              `json:"revision,omitempty"` // in force
+	LoadedAt time.Time         `json:"loaded_at,omitzero"`
+	Refused  *Refusal          `json:"refused,omitempty"` // the newest config that it would not load
+	Listen   string            `json:"listen,omitempty"`  // host:port or a socket path
+	Needs    []string          `json:"needs,omitempty"`   // credentials that it has not been handed, by name
+	Error    string            `json:"error,omitempty"`
+	Counters map[string]uint64 `json:"counters,omitempty"`
+}
+
+// A Refusal says which revision a daemon (or init, for a torn file) would not take, and why.
+type Refusal struct {
+	Revision Hash      `json:"revision"` // as its revision line claims; empty if it has none
+	Error    string    `json:"error"`
+	At       time.Time `json:"at"`
+}
+
+// An InitStatus is status/init.json, written by the bundle's supervisor.
+type InitStatus struct {
+	Schema    int                    `json:"schema"`
+	Ready     bool                   `json:"ready"` // every daemon runs and serves
+	PID       int                    `json:"pid"`
+	StartedAt time.Time              `json:"started_at"`
+	Daemons   map[string]ChildStatus `json:"daemons"`
+	Files     map[string]MountedFile `json:"files"` // routes.yaml, pipelock.yaml
+	Error     string                 `json:"error,omitempty"`
+}
+
+// A ChildStatus is one daemon as the supervisor sees it.
+type ChildStatus struct {
+	PID       int       `json:"pid"` // 0 while it is down
+	StartedAt time.Time `json:"started_at,omitzero"`
+	Restarts  int       `json:"restarts"`
+	LastExit  string    `json:"last_exit,omitempty"`
+}
+
+// A MountedFile is a config file as the bundle sees it through its mount.
+type MountedFile struct {
+	Dev       uint64   `json:"dev"`
+	Ino       uint64   `json:"ino"`
+	Published Hash     `json:"published,omitempty"` // the verified revision that daemons read
+	Refused   *Refusal `json:"refused,omitempty"`
+}
+
+// Spent is status/spent.json: the once grants that have let their request through.
+type Spent struct {
+	Schema int                  `json:"schema"`
+	Spent  map[string]time.Time `json:"spent"` // grant (short ID) -> when
+}
+
+// Metadata is metadata.json: what the host knows of a running bottle.
+type Metadata struct {
+	Schema    int       `json:"schema"`
+	Name      string    `json:"name"`
+	Backend   string    `json:"backend"`
+	StartedAt time.Time `json:"started_at"`
+	StoppedAt time.Time `json:"stopped_at,omitzero"`
+	Manifest  string    `json:"manifest,omitempty"` // the operator's own file
+	// Init is the bundle's PID 1 on the local backend, named by the host that started it
+	// and never by the bundle, since the host signals it.
+	Init ProcessID `json:"init,omitzero"`
+	// Keeper is the process of bottle keep.
+	Keeper ProcessID `json:"keeper,omitzero"`
+	// NextShort is the number of the next short ID.
+	NextShort int `json:"next_short"`
+}
+
+// A ProcessID names a process beyond reuse of its pid.
+type ProcessID struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // field 22 of /proc/PID/stat, clock ticks since boot
+}
+
+// A BundleConfig is etc/bundle.json: what init and the daemons are started with. The host
+// writes it before each start; it holds no secret.
+type BundleConfig struct {
+	Schema   int      `json:"schema"`
+	Name     string   `json:"name"`
+	Daemons  []string `json:"daemons"`
+	Egress   string   `json:"egress"`   // address that egress listens on, host:port; port 0 picks one
+	Pipelock string   `json:"pipelock"` // loopback address of pipelock; port 0 picks one
+	// The built-in gate's start flags.
+	Resolve    map[string]string `json:"resolve,omitempty"`     // host -> address
+	AllowCIDRs []string          `json:"allow_cidrs,omitempty"` // private networks that the operator permits
+	UpstreamCA string            `json:"upstream_ca,omitempty"` // PEM text of extra roots
+	// Credentials are the names, headers, schemes and hosts; never the tokens.
+	Credentials map[string]Credential `json:"credentials,omitempty"`
+	Binary      string                `json:"binary,omitempty"` // the real pipelock, if configured
+	MaxPending  int                   `json:"max_pending"`
+	// AcceptNoLandlock: the operator accepted, by name, a kernel without Landlock.
+	AcceptNoLandlock bool `json:"accept_no_landlock,omitempty"`
+}
+
+// A Credential is a secret that egress puts into requests to its hosts. The token itself
+// is read on the host, from TokenEnv, and handed to egress over a private socket.
+type Credential struct {
+	Header   string `yaml:"header" json:"header"`                     // canonicalised, e.g. Authorization
+	Scheme   string `yaml:"scheme,omitempty" json:"scheme,omitempty"` // put before the token, e.g. Bearer
+	TokenEnv string `yaml:"token_env" json:"token_env"`
+	Hosts    []Host `yaml:"hosts" json:"hosts"` // required: nowhere else
+}
+
+// Allows reports whether the credential may be sent to h: one of its hosts covers it.
+func (c Credential) Allows(h Host) bool {
+	for _, have := range c.Hosts {
+		if have.Covers(h) {
+			return true
+		}
+	}
+	return false
+}
