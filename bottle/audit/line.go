@@ -31,14 +31,9 @@ var eventForm = regexp.MustCompile(`^[a-z][a-z-]{0,63}$`)
 // encode renders e, whose Hash it ignores, as a line with its newline.
 func encode(e Entry) ([]byte, error) {
 	e.Hash = ""
-	body, err := marshal(e)
+	body, err := marshalShort(e)
 	if err != nil {
 		return nil, err
-	}
-	if len(body)+hashSuffix > MaxLine {
-		if body, err = marshalShort(e); err != nil {
-			return nil, err
-		}
 	}
 	line := append(body[:len(body)-1:len(body)-1], hashMember...)
 	line = append(line, digest(body)...)
@@ -88,13 +83,18 @@ func marshal(e Entry) ([]byte, error) {
 			out = append(out, byte(r))
 		case r > 0xffff:
 			hi, lo := utf16.EncodeRune(r)
-			out = fmt.Appendf(out, `\u%04x\u%04x`, hi, lo)
+			out = escape(escape(out, hi), lo)
 		default:
-			out = fmt.Appendf(out, `\u%04x`, r)
+			out = escape(out, r)
 		}
 		raw = raw[n:]
 	}
 	return out, nil
+}
+
+func escape(out []byte, r rune) []byte {
+	const hexDigits = "0123456789abcdef"
+	return append(out, '\\', 'u', hexDigits[r>>12&15], hexDigits[r>>8&15], hexDigits[r>>4&15], hexDigits[r&15])
 }
 
 // check refuses what must not be shortened.
@@ -120,14 +120,14 @@ func check(e Entry) error {
 	return nil
 }
 
-// marshalShort halves what a string and a list may hold until e fits.
+// marshalShort halves what a string and a list may hold until e fits. The first bounds leave alone whatever could fit.
 func marshalShort(e Entry) ([]byte, error) {
-	for text, items := 16<<10, 1<<10; text >= 64; text, items = text/2, max(items/2, 4) {
+	for text, items := MaxLine, MaxLine/4; text >= 64; text, items = text/2, max(items/4, 4) {
 		body, err := marshal(shorten(e, text, items))
 		if err != nil {
 			return nil, err
 		}
-		if len(body)+hashSuffix <= MaxLine {
+		if len(body)+hashSuffix < MaxLine { // and a newline
 			return body, nil
 		}
 	}

@@ -51,7 +51,6 @@ var errLong = fmt.Errorf("longer than %d bytes", MaxLine)
 type lines struct {
 	r    *bufio.Reader
 	read int64 // bytes, up to the end of the last whole line
-	torn int64 // bytes after it, once next returned io.EOF
 }
 
 func newLines(r io.Reader) *lines { return &lines{r: bufio.NewReaderSize(r, MaxLine)} }
@@ -69,7 +68,6 @@ func (l *lines) next() ([]byte, error) {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		l.torn = size
 		return nil, io.EOF
 	case err != nil:
 		return nil, fmt.Errorf("read audit log: %w", err)

@@ -32,25 +32,31 @@ type Fault struct {
 //
 // It writes nothing. It holds the log's lock only for the moment in which it reads the head, so that appends go on.
 func Verify(path, headPath string) (Report, error) {
-	f, size, h, err := snapshot(path, headPath)
+	s, err := snapshot(path, headPath)
 	if err != nil {
 		return Report{}, err
 	}
-	if f == nil {
-		return verify(nil, 0, h)
+	if s.log != nil {
+		defer s.log.Close()
 	}
-	defer f.Close()
-	report, err := verify(f, size, h)
+	report, err := s.verify()
 	if err != nil {
 		return Report{}, fmt.Errorf("%s: %w", path, err)
 	}
 	return report, nil
 }
 
-// snapshot returns the log, its size and the head of one moment. The head is nil where it is missing or no head; the
-// log is nil where it is missing. Where the lock cannot be opened, as in a copy or with another user's rights, nobody
-// is writing or it cannot be helped.
-func snapshot(path, headPath string) (*os.File, int64, *head, error) {
+// state is what log and head were at one moment.
+type state struct {
+	log     *os.File // nil where it is missing
+	size    int64    // of the log in bytes
+	head    *head    // nil where headErr is set
+	headErr error    // fs.ErrNotExist or errHead
+}
+
+// snapshot takes the state under the lock. Where the lock cannot be opened, as in a copy or with another user's
+// rights, nobody is writing or it cannot be helped.
+func snapshot(path, headPath string) (state, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lockWait)
 	defer cancel()
 	lock, err := acquire(ctx, lockPath(path), syscall.LOCK_SH)
@@ -58,36 +64,37 @@ func snapshot(path, headPath string) (*os.File, int64, *head, error) {
 	case err == nil:
 		defer lock.Close()
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
-		return nil, 0, nil, err
+		return state{}, err
 	}
 
-	var found *head
+	var s state
 	h, err := readHead(headPath)
 	switch {
 	case err == nil:
-		found = &h
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errHead):
-		return nil, 0, nil, err
+		s.head = &h
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, errHead):
+		s.headErr = err
+	default:
+		return state{}, err
 	}
 	f, info, err := openRegular(path, os.O_RDONLY)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && found != nil:
-		return nil, 0, found, nil
-	case err != nil:
-		return nil, 0, nil, fmt.Errorf("read audit log: %w", err)
+	case err == nil:
+		s.log, s.size = f, info.Size()
+	case !errors.Is(err, fs.ErrNotExist) || errors.Is(s.headErr, fs.ErrNotExist):
+		return state{}, fmt.Errorf("read audit log: %w", err)
 	}
-	return f, info.Size(), found, nil
+	return s, nil
 }
 
-// verify judges the first size bytes of log against h, which is nil where there is no usable head.
-func verify(log io.ReaderAt, size int64, h *head) (Report, error) {
-	v := verifier{head: h, report: Report{Head: genesis}, readable: true}
-	v.passed = h != nil && h.Seq == 0
-	if log == nil {
+func (s state) verify() (Report, error) {
+	h := s.head
+	v := verifier{state: s, report: Report{Head: genesis}, readable: true, passed: h != nil && h.Seq == 0}
+	if s.log == nil {
 		v.end()
 		return v.report, nil
 	}
-	in := newLines(io.NewSectionReader(log, 0, size))
+	in := newLines(io.NewSectionReader(s.log, 0, s.size))
 	for !v.passed || in.read != h.Size {
 		line, err := in.next()
 		if errors.Is(err, io.EOF) {
@@ -101,8 +108,8 @@ func verify(log io.ReaderAt, size int64, h *head) (Report, error) {
 			return Report{}, err
 		}
 	}
-	rest := make([]byte, min(size-h.Size, MaxLine+1))
-	n, err := log.ReadAt(rest, h.Size)
+	rest := make([]byte, min(s.size-h.Size, MaxLine+1))
+	n, err := s.log.ReadAt(rest, h.Size)
 	if err != nil && !errors.Is(err, io.EOF) { // shorter than size: an append has just cut a torn line off
 		return Report{}, fmt.Errorf("read audit log: %w", err)
 	}
@@ -116,8 +123,8 @@ func verify(log io.ReaderAt, size int64, h *head) (Report, error) {
 }
 
 type verifier struct {
+	state
 	report   Report
-	head     *head
 	n        int    // lines read
 	seq      uint64 // of the last line, as it claims or as it should be
 	readable bool   // whether that line could be read
@@ -167,7 +174,7 @@ func (v *verifier) line(raw []byte, err error) error {
 // end says why a log that was read to its end does not end where the head says.
 func (v *verifier) end() {
 	switch h := v.head; {
-	case h == nil && v.n == 0:
+	case errors.Is(v.headErr, fs.ErrNotExist) && v.size == 0:
 	case h == nil:
 		v.fault(v.n, 0, "audit.head is missing or damaged: whether lines were cut off the end cannot be told")
 	case h.Seq == 0:
