@@ -1,0 +1,220 @@
+package prompt
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"bottle/bottle"
+)
+
+// maxReasonLines is what is shown of a reason unless all of it is asked for.
+const maxReasonLines = 12
+
+// A View is one request with all that an operator needs to judge it.
+type View struct {
+	Bottle   string
+	Record   *bottle.Record
+	Proposal *bottle.Proposal // nil if there is nothing to decide any more
+	Problem  string           // why it can't be approved as it stands, if so
+	Notes    []string         // about its hosts: what a name looks like, or resembles
+	Now      time.Time
+	Full     bool // every line of the reason
+	Color    bool
+}
+
+// Render writes the view: what would change first, then the risks, and the agent's words
+// last, each line of them marked as such, so that no reason can pass for the prompt.
+func (v View) Render(w io.Writer) error {
+	p := &printer{w: w, color: v.Color}
+	r := v.Record
+	status := r.State.Status()
+	p.line("%s  %s  %s  %s", p.bold(r.Short), Text(v.Bottle), p.status(status), v.when())
+	if v.Proposal != nil {
+		v.renderProposal(p)
+	} else if r.Decision != nil {
+		v.renderDecision(p)
+	} else {
+		p.section("asked for")
+		renderEntries(p, r.Request.Ask)
+	}
+	if v.Problem != "" {
+		p.section("can't be approved as it stands")
+		p.line("  %s", Text(v.Problem))
+	}
+	if r.Error != "" {
+		p.section("it failed")
+		p.line("  %s", Text(r.Error))
+	}
+	p.section("the agent's reason (its words, not checked)")
+	limit := maxReasonLines
+	if v.Full {
+		limit = bottle.MaxReason
+	}
+	for _, l := range Lines(r.Request.Ask.Reason, limit) {
+		p.line("  | %s", l)
+	}
+	if v.Proposal != nil {
+		p.line("")
+		p.line("digest %s", v.Proposal.Digest())
+	}
+	return p.err
+}
+
+func (v View) renderProposal(p *printer) {
+	p.section("what would change")
+	empty := true
+	for _, d := range v.Proposal.Diffs {
+		if d.Empty() {
+			continue
+		}
+		empty = false
+		p.line("  %s", Text(d.File))
+		for _, l := range d.Remove {
+			p.line("    %s", p.red("- "+Text(l)))
+		}
+		for _, l := range d.Add {
+			p.line("    %s", p.green("+ "+Text(l)))
+		}
+	}
+	if empty {
+		p.line("  nothing: all of it is allowed (or absent) already")
+	}
+	if c := v.Proposal.Credential; c != "" {
+		p.line("  with the credential %s, which the agent never sees", p.bold(Text(c)))
+	}
+	p.line("  granted %s", v.Proposal.Duration.Words())
+	if len(v.Proposal.Risks)+len(v.Notes) > 0 {
+		p.section("risks")
+		for _, r := range v.Proposal.Risks {
+			p.line("  %s %s", p.level(r.Level), Text(r.Text))
+		}
+		for _, n := range v.Notes {
+			p.line("  %s %s", p.level("medium"), Text(n))
+		}
+	}
+}
+
+func (v View) renderDecision(p *printer) {
+	d := v.Record.Decision
+	p.section("decided")
+	p.line("  by %s at %s", Text(d.By.String()), d.At.Local().Format(time.DateTime))
+	if len(d.Add)+len(d.Remove) > 0 {
+		renderEntries(p, bottle.Ask{Add: d.Add, Remove: d.Remove, Credential: d.Credential})
+		p.line("  %s", d.Duration.Words())
+	}
+	if v.Record.GrantEnds != nil {
+		p.line("  until %s", v.Record.GrantEnds.Local().Format(time.DateTime))
+	}
+	if len(d.Edited) > 0 {
+		p.line("  edited: %s", Text(strings.Join(d.Edited, ", ")))
+	}
+	if d.Note != "" {
+		for _, l := range Lines(d.Note, maxReasonLines) {
+			p.line("  note: %s", l)
+		}
+	}
+}
+
+func renderEntries(p *printer, a bottle.Ask) {
+	for _, e := range a.Remove {
+		for _, l := range e.Lines() {
+			p.line("    %s", p.red("- "+Text(l)))
+		}
+	}
+	for _, e := range a.Add {
+		for _, l := range e.Lines() {
+			p.line("    %s", p.green("+ "+Text(l)))
+		}
+	}
+	if a.Credential != "" {
+		p.line("    with the credential %s", Text(a.Credential))
+	}
+}
+
+func (v View) when() string {
+	r := v.Record
+	s := "asked " + Ago(v.Now.Sub(r.FirstSeen))
+	if n := r.Request.Attempts; n > 1 {
+		s = fmt.Sprintf("asked %d times, first %s", n, Ago(v.Now.Sub(r.FirstSeen)))
+	}
+	if r.State.Status() == bottle.Pending {
+		s += ", expires in " + Span(r.ExpiresAt.Sub(v.Now))
+	}
+	return s
+}
+
+// Ago says how long ago something was: "just now", "5s ago", "3h ago".
+func Ago(d time.Duration) string {
+	if d < time.Second {
+		return "just now"
+	}
+	return Span(d) + " ago"
+}
+
+// Span rounds a time span to one unit that people use.
+func Span(d time.Duration) string {
+	switch {
+	case d <= 0:
+		return "0s"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", d/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", d/time.Hour)
+	}
+	return fmt.Sprintf("%dd", d/(24*time.Hour))
+}
+
+type printer struct {
+	w     io.Writer
+	color bool
+	err   error
+}
+
+func (p *printer) line(format string, args ...any) {
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format+"\n", args...)
+	}
+}
+
+func (p *printer) section(title string) {
+	p.line("")
+	p.line("%s", p.bold(title))
+}
+
+func (p *printer) paint(code, s string) string {
+	if !p.color {
+		return s
+	}
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
+}
+
+func (p *printer) bold(s string) string  { return p.paint("1", s) }
+func (p *printer) red(s string) string   { return p.paint("31", s) }
+func (p *printer) green(s string) string { return p.paint("32", s) }
+
+func (p *printer) level(l string) string {
+	s := fmt.Sprintf("%-6s", Text(cmp.Or(l, "-")))
+	switch l {
+	case "high":
+		return p.paint("1;31", s)
+	case "medium":
+		return p.paint("33", s)
+	}
+	return s
+}
+
+func (p *printer) status(s bottle.Status) string {
+	switch s {
+	case bottle.Applied:
+		return p.green(string(s))
+	case bottle.Failed, bottle.Denied, bottle.Revoked:
+		return p.red(string(s))
+	case bottle.Pending, bottle.Approved, bottle.Cancelled, bottle.Expired:
+	}
+	return string(s)
+}
