@@ -49,15 +49,22 @@ func parseHead(raw []byte) (head, error) {
 	if len(raw) > maxHead || json.Unmarshal(raw, &h) != nil {
 		return head{}, errHead
 	}
+	if err := h.check(); err != nil {
+		return head{}, err
+	}
+	return h, nil
+}
+
+func (h head) check() error {
 	if h.Schema > Schema {
-		return head{}, fmt.Errorf("schema %d: %w", h.Schema, ErrNewer)
+		return fmt.Errorf("schema %d: %w", h.Schema, ErrNewer)
 	}
 	empty := h.Seq == 0 && h.Size == 0 && h.Hash == genesis
 	filled := h.Seq > 0 && h.Size > 0 && len(h.Hash) == len(genesis)
 	if h.Schema < 1 || !empty && !filled {
-		return head{}, errHead
+		return errHead
 	}
-	return h, nil
+	return nil
 }
 
 // stageHead writes h beside path, not yet synced. The name is fixed, since only the holder of the lock comes here,

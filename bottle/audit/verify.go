@@ -32,13 +32,11 @@ type Fault struct {
 //
 // It writes nothing. It holds the log's lock only for the moment in which it reads the head, so that appends go on.
 func Verify(path, headPath string) (Report, error) {
-	s, err := snapshot(path, headPath)
+	s, done, err := snapshot(path, headPath)
 	if err != nil {
 		return Report{}, err
 	}
-	if s.log != nil {
-		defer s.log.Close()
-	}
+	defer done()
 	report, err := s.verify()
 	if err != nil {
 		return Report{}, fmt.Errorf("%s: %w", path, err)
@@ -48,15 +46,15 @@ func Verify(path, headPath string) (Report, error) {
 
 // state is what log and head were at one moment.
 type state struct {
-	log     *os.File // nil where it is missing
-	size    int64    // of the log in bytes
-	head    *head    // nil where headErr is set
-	headErr error    // fs.ErrNotExist or errHead
+	log     io.ReaderAt // nil where it is missing
+	size    int64       // of the log in bytes
+	head    *head       // nil where headErr is set
+	headErr error       // fs.ErrNotExist or errHead
 }
 
 // snapshot takes the state under the lock. Where the lock cannot be opened, as in a copy or with another user's
 // rights, nobody is writing or it cannot be helped.
-func snapshot(path, headPath string) (state, error) {
+func snapshot(path, headPath string) (s state, done func(), err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), lockWait)
 	defer cancel()
 	lock, err := acquire(ctx, lockPath(path), syscall.LOCK_SH)
@@ -64,10 +62,9 @@ func snapshot(path, headPath string) (state, error) {
 	case err == nil:
 		defer lock.Close()
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
-		return state{}, err
+		return state{}, nil, err
 	}
 
-	var s state
 	h, err := readHead(headPath)
 	switch {
 	case err == nil:
@@ -75,16 +72,18 @@ func snapshot(path, headPath string) (state, error) {
 	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, errHead):
 		s.headErr = err
 	default:
-		return state{}, err
+		return state{}, nil, err
 	}
+	done = func() {}
 	f, info, err := openRegular(path, os.O_RDONLY)
 	switch {
 	case err == nil:
 		s.log, s.size = f, info.Size()
+		done = func() { _ = f.Close() }
 	case !errors.Is(err, fs.ErrNotExist) || errors.Is(s.headErr, fs.ErrNotExist):
-		return state{}, fmt.Errorf("read audit log: %w", err)
+		return state{}, nil, fmt.Errorf("read audit log: %w", err)
 	}
-	return s, nil
+	return s, done, nil
 }
 
 func (s state) verify() (Report, error) {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -155,56 +154,4 @@ func TestVerifyDuringAppends(t *testing.T) {
 			}
 		}
 	}
-}
-
-func FuzzVerify(f *testing.F) {
-	dir := f.TempDir()
-	cfg := config(dir)
-	log, err := audit.Open(cfg)
-	if err != nil {
-		f.Fatal(err)
-	}
-	for range 3 {
-		if _, err := log.Append(f.Context(), audit.Entry{Event: audit.Applied, Change: "c"}); err != nil {
-			f.Fatal(err)
-		}
-	}
-	text, err := os.ReadFile(cfg.Path)
-	if err != nil {
-		f.Fatal(err)
-	}
-	head, err := os.ReadFile(cfg.HeadPath)
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(text, head)
-	f.Add(text[:len(text)-5], head)
-	f.Add(append([]byte("\n\n{}\n"), text...), head)
-	f.Add(text, []byte(`{"schema":1,"seq":18446744073709551615,"hash":"","size":-1}`))
-	f.Add([]byte{}, []byte{})
-
-	f.Fuzz(func(t *testing.T, text, head []byte) {
-		dir := t.TempDir()
-		cfg := config(dir)
-		for name, raw := range map[string][]byte{cfg.Path: text, cfg.HeadPath: head} {
-			if err := os.WriteFile(filepath.Clean(name), raw, 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		report, verr := audit.Verify(cfg.Path, cfg.HeadPath)
-		if _, err := audit.Read(cfg.Path, 0, 0); err == nil && verr == nil && report.Lines > audit.MaxRead {
-			t.Errorf("%d lines were read", report.Lines)
-		}
-		// What Verify calls sound can be appended to; what Append settles is sound afterwards.
-		log, err := audit.Open(cfg)
-		if verr == nil && len(report.Faults) == 0 && err != nil {
-			t.Fatalf("Verify: %+v, but Open: %v", report, err)
-		}
-		if err != nil {
-			return
-		}
-		if _, err := log.Append(t.Context(), audit.Entry{Event: audit.Stopped}); err != nil {
-			t.Fatal(err)
-		}
-	})
 }
