@@ -55,7 +55,7 @@ func escape(s string, limit int) string {
 		switch {
 		case r == utf8.RuneError && size <= 1:
 			fmt.Fprintf(&b, "<0x%02X>", s[i])
-		case unicode.In(r, unicode.Mn, unicode.Me):
+		case unicode.In(r, unicode.Mn, unicode.Me) && !hidden(r):
 			if marks++; marks > maxMarks {
 				fmt.Fprintf(&b, "<%U>", r)
 			} else {
