@@ -38,11 +38,42 @@ func (g *Grant) Ended(now time.Time, bootID string, boot float64) bool {
 	if g == nil {
 		return false
 	}
-	if g.ExpiresAt == nil && g.BootID == "" {
+	sameBoot := g.BootID != "" && g.BootID == bootID
+	if g.ExpiresAt == nil && !sameBoot {
 		return g.Duration.Kind == TTL
 	}
 	if g.ExpiresAt != nil && !now.Before(*g.ExpiresAt) {
 		return true
 	}
-	return g.BootID != "" && g.BootID == bootID && boot >= g.BootExpires
+	return sameBoot && boot >= g.BootExpires
+}
+
+// canonical returns the grant with its times in UTC. It refuses one that does not say
+// whose it is or how long it holds, since nothing could then end it.
+func (g Grant) canonical() (Grant, error) {
+	if g.Duration.Kind == "" && g.ExpiresAt != nil { // as a person would write it
+		d, err := ForTTL(g.ExpiresAt.Sub(g.At).Round(time.Second))
+		if err != nil {
+			return Grant{}, fmt.Errorf("grant.expires_at, counted from at: %w", err)
+		}
+		g.Duration = d
+	}
+	switch {
+	case g.Request == "":
+		return Grant{}, invalid("grant.request", "empty; name the request that it answers, such as r7")
+	case len(g.Request) > 64 || len(g.By) > 256 || len(g.BootID) > 64:
+		return Grant{}, invalid("grant", "request, by or boot_id is too long")
+	case g.Duration.Kind == "":
+		return Grant{}, invalid("grant.duration", "missing; use once, session, permanent, or a time span such as 10m")
+	case g.Duration.Kind == TTL && g.ExpiresAt == nil:
+		return Grant{}, invalid("grant.expires_at", "missing; a grant for %s needs the time of its end", g.Duration)
+	case g.Duration.Kind != TTL && (g.ExpiresAt != nil || g.BootID != "" || g.BootExpires != 0):
+		return Grant{}, invalid("grant.expires_at", "set, but a grant of duration %s has no time of its end", g.Duration)
+	}
+	g.At = g.At.UTC().Round(0) // without a monotonic reading, so that equal means equal
+	if g.ExpiresAt != nil {
+		end := g.ExpiresAt.UTC().Round(0)
+		g.ExpiresAt = &end
+	}
+	return g, nil
 }

@@ -32,6 +32,7 @@ func TestGrantEnded(t *testing.T) {
 		{"boot clock unknown", both, end.Add(-time.Second), "", 0, false},
 		{"wall clock alone", &bottle.Grant{Duration: ttl, ExpiresAt: &end}, end.Add(-time.Nanosecond), "", 1e9, false},
 		{"boot time alone", &bottle.Grant{Duration: ttl, BootID: "boot-a", BootExpires: 1}, end, "boot-a", 2, true},
+		{"boot time alone, other boot", &bottle.Grant{Duration: ttl, BootID: "boot-a", BootExpires: 1}, end, "boot-b", 0, true},
 		{"time zone is no matter", both, end.In(time.FixedZone("x", 7200)), "boot-a", 1, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -37,14 +37,14 @@ type Route struct {
 	Matches    []Match `yaml:"matches,omitempty" json:"matches,omitempty"`       // OR; absent: the whole host
 	Credential string  `yaml:"credential,omitempty" json:"credential,omitempty"` // by name
 	TLS        TLSMode `yaml:"tls,omitempty" json:"tls,omitempty"`
-	Grant      *Grant  `yaml:"grant,omitempty" json:"grant,omitempty"` // absent: from the manifest
+	Grant      *Grant  `yaml:"grant,omitempty,flow" json:"grant,omitempty"` // absent: from the manifest
 }
 
 // A Match is true of a request if all of its parts are.
 type Match struct {
-	Path    *PathMatch    `yaml:"path,omitempty" json:"path,omitempty"`
+	Path    *PathMatch    `yaml:"path,omitempty,flow" json:"path,omitempty"`
 	Method  string        `yaml:"method,omitempty" json:"method,omitempty"` // upper case; empty: any
-	Headers []HeaderMatch `yaml:"headers,omitempty" json:"headers,omitempty"`
+	Headers []HeaderMatch `yaml:"headers,omitempty,flow" json:"headers,omitempty"`
 }
 
 // MatchType is how a value is compared.
@@ -124,6 +124,18 @@ func (r Route) Canonical() (Route, error) {
 		}
 	default:
 		return Route{}, invalid("tls", "%q is not a mode; use intercept or passthrough", clip(string(r.TLS), 40))
+	}
+	if r.Credential != "" {
+		if err := CheckName(r.Credential); err != nil {
+			return Route{}, fmt.Errorf("credential of %s: %w", r.Host, err)
+		}
+	}
+	if r.Grant != nil {
+		g, err := r.Grant.canonical()
+		if err != nil {
+			return Route{}, fmt.Errorf("%s: %w", r.Host, err)
+		}
+		r.Grant = &g
 	}
 	return r, nil
 }
@@ -328,5 +340,5 @@ func (r Route) Lines() []string {
 }
 
 func invalid(field, format string, args ...any) error {
-	return fmt.Errorf("%s: %s: %w", field, fmt.Sprintf(format, args...), ErrInvalid)
+	return invalidError(field + ": " + fmt.Sprintf(format, args...))
 }
