@@ -73,8 +73,8 @@ func (a Ask) Digest() Hash {
 	return digestJSON("bottle ask 1", a)
 }
 
-// A Request is an ask with a name, as the bundle writes it into queue/requests. Attempts
-// and LastAt may change while it is pending; nothing else may.
+// A Request is an ask with a name, as the bundle writes it into queue/requests. Attempts,
+// LastAt and Keys may change while it is pending; nothing else may.
 type Request struct {
 	Schema    int       `json:"schema"`
 	ID        string    `json:"id"` // UUIDv7
@@ -82,11 +82,13 @@ type Request struct {
 	CreatedAt time.Time `json:"created_at"`
 	Attempts  int       `json:"attempts"`
 	LastAt    time.Time `json:"last_at"`
+	Keys      []string  `json:"keys,omitempty"` // idempotency keys of the last attempts, the bundle's own
 }
 
-// FirstDigest covers what must not change after first sight: everything but attempts.
+// FirstDigest covers what must not change after first sight: everything but attempts and
+// their keys.
 func (r Request) FirstDigest() Hash {
-	r.Attempts, r.LastAt = 0, time.Time{}
+	r.Attempts, r.LastAt, r.Keys = 0, time.Time{}, nil
 	r.CreatedAt = r.CreatedAt.UTC()
 	return digestJSON("bottle request 1", r)
 }
