@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,7 +35,6 @@ type Desk struct {
 	*Reader
 	cfg    DeskConfig
 	joined map[string]time.Time // when attempts were last taken over
-	told   bool                 // the answers were compared with the records
 }
 
 // NewDesk returns the desk of a bottle.
@@ -73,18 +73,14 @@ func (d *Desk) Deny(ctx context.Context, rec *bottle.Record, by bottle.Actor, no
 
 // ExpirePending ends the requests that nobody decided in time, and returns them.
 func (d *Desk) ExpirePending(ctx context.Context) ([]*bottle.Record, error) {
-	recs, _, err := d.load(ctx)
+	now := d.cfg.Now()
+	recs, _, err := d.read(ctx, func(row *row) bool { return row.Status == bottle.Pending && !now.Before(row.ExpiresAt) })
 	if err != nil {
 		return nil, err
 	}
 	var out []*bottle.Record
 	var errs []error
-	now := d.cfg.Now()
 	for _, rec := range recs {
-		if rec.State.Status() != bottle.Pending || now.Before(rec.ExpiresAt) {
-			continue
-		}
-		rec = clone(rec)
 		err := d.end(ctx, rec, bottle.Expired, nil, bottle.Event{Name: string(audit.Expired), Detail: "undecided since " + rec.FirstSeen.UTC().Format(time.RFC3339)})
 		switch {
 		case err == nil:
@@ -102,7 +98,7 @@ func (d *Desk) end(ctx context.Context, rec *bottle.Record, to bottle.Status, de
 	if err != nil {
 		return err
 	}
-	*rec = *clone(now)
+	*rec = *now
 	if err := now.Transition(to, d.cfg.Now()); err != nil {
 		return d.lost(rec, err)
 	}
@@ -144,8 +140,11 @@ func (d *Desk) Save(ctx context.Context, rec *bottle.Record) error {
 		if !rec.State.Since().Equal(now.State.Since()) || !sameDecision(rec.Decision, now.Decision) {
 			return d.lost(now, fmt.Errorf("request %s is %s already: %w", now.Short, from, bottle.ErrState))
 		}
-	} else if err := clone(now).Transition(to, rec.State.Since()); err != nil {
-		return d.lost(now, err)
+	} else {
+		next := *now
+		if err := next.Transition(to, rec.State.Since()); err != nil {
+			return d.lost(now, err)
+		}
 	}
 	if from == bottle.Pending && to == bottle.Approved {
 		if err := d.untouched(ctx, now); err != nil {
@@ -226,7 +225,6 @@ func (d *Desk) settle(path string, rec *bottle.Record) error {
 // [Desk.Intake] if this fails.
 func (d *Desk) answer(rec *bottle.Record) error {
 	if err := bottle.WriteJSON(filepath.Join(d.dir.Decisions(), rec.Request.ID+ext), rec.Answer()); err != nil {
-		d.told = false
 		return fmt.Errorf("request %s is %s, but the agent could not be told yet: %w", rec.Short, rec.State.Status(), err)
 	}
 	return nil
@@ -266,24 +264,24 @@ func (d *Desk) finishAll(ctx context.Context, names []string) error {
 	return errors.Join(errs...)
 }
 
-// tellAgain compares all answers with the records and writes those that are missing or
-// old: their writer was killed, or the disk was full.
-func (d *Desk) tellAgain(ctx context.Context, recs []*bottle.Record) error {
-	if d.told {
-		return nil
-	}
-	stale := make([]bool, len(recs))
-	err := parallel(ctx, len(recs), func(i int) {
-		stale[i] = !d.answered(recs[i])
+// tellAgain compares answers with records, once for each state of a record, and writes
+// those that are missing or old: their writer was killed, or the disk was full.
+func (d *Desk) tellAgain(ctx context.Context, rows []*row) error {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(r *row) bool { return r.told })
+	errs := make([]error, len(rows))
+	err := parallel(ctx, len(rows), 64, func(i int) {
+		rec, err := readRecord(filepath.Join(d.dir.Records(), rows[i].name), rows[i].name)
+		if err == nil && !d.answered(rec) {
+			err = d.answer(rec)
+		}
+		errs[i] = err
 	})
 	if err != nil {
 		return err
 	}
-	d.told = true
-	var errs []error
-	for i, rec := range recs {
-		if stale[i] {
-			errs = append(errs, d.answer(rec))
+	for i, r := range rows {
+		if errs[i] == nil {
+			d.markTold(r)
 		}
 	}
 	return errors.Join(errs...)
@@ -295,5 +293,5 @@ func (d *Desk) answered(rec *bottle.Record) bool {
 		return false
 	}
 	want, err := json.Marshal(rec.Answer())
-	return err == nil && slices.Equal(append(want, '\n'), b)
+	return err == nil && bytes.Equal(append(want, '\n'), b)
 }

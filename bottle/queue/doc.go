@@ -10,7 +10,7 @@
 //	records/SHORT.UUID.json       [Desk] alone                      bottle.Record, the truth
 //	records/UUID.intent           [Desk] alone                      a transition under way
 //	records/refused.json          [Desk] alone                      what it would not take in
-//	records/.index                [Desk] alone                      derived, see index.go
+//	records.index                 any [Reader]                      derived, see index.go
 //
 // The trust boundary runs between the two. A Spool lives in the bundle and is what an
 // honest bundle does; a hijacked one can write anything into the first two directories. So

@@ -28,20 +28,20 @@ func (d *Desk) Intake(ctx context.Context) ([]*bottle.Record, []Problem, error) 
 	}
 	var errs []error
 	errs = append(errs, d.finishAll(ctx, names))
-	recs, problems, err := d.load(ctx)
+	rows, problems, err := d.load(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
-	errs = append(errs, d.tellAgain(ctx, recs))
+	errs = append(errs, d.tellAgain(ctx, rows))
 
-	p := pass{Desk: d, ctx: ctx, now: d.cfg.Now().UTC(), byID: make(map[string]*bottle.Record, len(recs)), problems: problems}
-	for _, rec := range recs {
-		p.byID[rec.Request.ID] = rec
-		p.last = max(p.last, shortNumber(rec.Short))
-		if rec.State.Status() == bottle.Pending {
+	p := pass{Desk: d, ctx: ctx, now: d.cfg.Now().UTC(), byID: make(map[string]*row, len(rows)), problems: problems}
+	for _, r := range rows {
+		p.byID[r.ID] = r
+		p.last = max(p.last, r.number)
+		if r.Status == bottle.Pending {
 			p.pending++
 		}
-		if rec.FirstSeen.After(p.now.Add(-time.Minute)) {
+		if r.firstSeen.After(p.now.Add(-time.Minute)) {
 			p.recent++
 		}
 	}
@@ -63,8 +63,8 @@ type pass struct {
 	*Desk
 	ctx     context.Context
 	now     time.Time
-	byID    map[string]*bottle.Record // nil: a record that can't be read
-	last    int                       // the highest short ID
+	byID    map[string]*row // nil: a record that can't be read
+	last    int             // the highest short ID
 	pending int
 	recent  int // first seen in the last minute
 	ledger  *ledger
@@ -75,8 +75,8 @@ type pass struct {
 
 func (p *pass) problem(file, id string, err error) {
 	pr := Problem{File: file, Request: id, Err: err}
-	if rec := p.byID[id]; rec != nil {
-		pr.Short = rec.Short
+	if r := p.byID[id]; r != nil {
+		pr.Short = r.Short
 	}
 	p.problems = append(p.problems, pr)
 }
@@ -99,14 +99,14 @@ func (p *pass) requests() error {
 	waiting, looks := 0, 0
 	for _, name := range names {
 		id, ok := idOf(name)
-		switch rec, known := p.byID[id]; {
+		switch row, known := p.byID[id]; {
 		case strings.HasPrefix(name, "."): // a file on its way in
 		case p.ledger.refused(name):
 		case !ok:
 			errs = append(errs, p.refuse(name, "", fmt.Errorf("not named after a request: %w", bottle.ErrCorrupt)))
-		case known && (rec == nil || rec.State.Status() != bottle.Pending):
+		case known && (row == nil || row.Status != bottle.Pending):
 		case known:
-			errs = append(errs, p.again(rec, name))
+			errs = append(errs, p.again(row, name))
 		case p.pending+len(fresh) >= p.cfg.MaxPending || p.recent+len(fresh) >= max(bottle.MaxPerMinute, p.cfg.MaxPending):
 			waiting++
 		case looks == maxLooks:
@@ -195,9 +195,9 @@ func (p *pass) admit(fresh []bottle.Request) error {
 		}
 		err = p.commit(p.ctx, rec, ev)
 		if _, statErr := stampOf(p.recordPath(rec)); statErr == nil {
-			p.byID[req.ID] = rec
+			p.byID[req.ID] = p.rowOf(rec)
 			p.pending++
-			p.seen = append(p.seen, clone(rec))
+			p.seen = append(p.seen, rec)
 		}
 		if err != nil {
 			return err
@@ -217,33 +217,39 @@ func asked(entries []bottle.Entry) map[string][]string {
 	return map[string][]string{"asked": lines}
 }
 
+// rowOf is for a record that was changed in this pass; load makes the one that is kept.
+func (p *pass) rowOf(rec *bottle.Record) *row {
+	return &row{Listing: listingOf(p.dir.Name(), rec), name: recordName(rec.Short, rec.Request.ID)}
+}
+
 // again looks at the file of a request that is pending already.
-func (p *pass) again(rec *bottle.Record, name string) error {
-	path := filepath.Join(p.dir.Requests(), name)
-	req, err := readRequest(path, rec.Request.ID)
+func (p *pass) again(row *row, name string) error {
+	rec, err := readRecord(filepath.Join(p.dir.Records(), row.name), row.name)
+	if err != nil {
+		return err
+	}
+	req, err := readRequest(filepath.Join(p.dir.Requests(), name), row.ID)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil // the record is what counts
 	case err != nil && !isContent(err):
-		p.problem("queue/requests/"+name, rec.Request.ID, err)
+		p.problem("queue/requests/"+name, row.ID, err)
 		return nil
 	case err != nil || req.FirstDigest() != rec.First:
 		return p.tampered(p.ctx, rec, name, err, p.ledger)
 	}
 	// An honest bundle counts 30 a minute; more are taken over together.
-	if req.Attempts <= rec.Request.Attempts || p.now.Sub(p.joined[rec.Request.ID]).Abs() < time.Second {
+	if req.Attempts <= rec.Request.Attempts || p.now.Sub(p.joined[row.ID]).Abs() < time.Second {
 		return nil
 	}
-	next := clone(rec)
-	next.Request.Attempts, next.Request.LastAt = req.Attempts, req.LastAt
-	err = p.commit(p.ctx, next, bottle.Event{
-		Name: string(audit.RequestJoined), Request: rec.Request.ID, Short: rec.Short,
-		Change: fmt.Sprintf("%s/%d", rec.Request.ID, req.Attempts),
+	rec.Request.Attempts, rec.Request.LastAt = req.Attempts, req.LastAt
+	err = p.commit(p.ctx, rec, bottle.Event{
+		Name: string(audit.RequestJoined), Request: row.ID, Short: row.Short,
+		Change: fmt.Sprintf("%s/%d", row.ID, req.Attempts),
 		Detail: fmt.Sprintf("asked %d times", req.Attempts),
 	})
 	if err == nil {
-		p.joined[rec.Request.ID] = p.now
-		p.byID[rec.Request.ID] = next
+		p.joined[row.ID] = p.now
 	}
 	return err
 }
@@ -259,8 +265,8 @@ func (p *pass) cancels() error {
 	var errs []error
 	for _, name := range names {
 		id, ok := idOf(name)
-		rec := p.byID[id]
-		if !ok || rec == nil || rec.State.Status() != bottle.Pending {
+		row := p.byID[id]
+		if !ok || row == nil || row.Status != bottle.Pending {
 			continue // of no effect
 		}
 		var c cancel
@@ -272,13 +278,15 @@ func (p *pass) cancels() error {
 			p.problem("queue/cancels/"+name, id, err)
 			continue
 		}
-		next := clone(rec)
-		err = p.end(p.ctx, next, bottle.Cancelled, nil, bottle.Event{Name: string(audit.Cancelled), Detail: "by the agent"})
+		rec, err := readRecord(filepath.Join(p.dir.Records(), row.name), row.name)
+		if err == nil {
+			err = p.end(p.ctx, rec, bottle.Cancelled, nil, bottle.Event{Name: string(audit.Cancelled), Detail: "by the agent"})
+		}
 		if err != nil && !errors.Is(err, bottle.ErrState) {
 			errs = append(errs, err)
 			continue
 		}
-		p.byID[id] = next
+		p.byID[id] = p.rowOf(rec)
 		delete(p.joined, id)
 	}
 	return errors.Join(errs...)

@@ -39,11 +39,13 @@ type refusal struct {
 	Tampered bool      `json:"tampered,omitempty"`
 }
 
-func (d *Desk) ledgerPath() string { return d.dir.Path("records", "refused.json") }
+const ledgerFile = "refused.json"
 
-func (d *Desk) readLedger() (*ledger, error) {
+func (r *Reader) ledgerPath() string { return r.dir.Path("records", ledgerFile) }
+
+func (r *Reader) readLedger() (*ledger, error) {
 	l := &ledger{}
-	err := bottle.ReadJSON(d.ledgerPath(), 0, l)
+	err := bottle.ReadJSON(r.ledgerPath(), 0, l)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -72,7 +74,7 @@ func (l *ledger) refused(name string) bool {
 
 // forget drops files that are gone, and requests that are decided. That a pending request
 // was tampered with is never forgotten.
-func (l *ledger) forget(names []string, byID map[string]*bottle.Record) {
+func (l *ledger) forget(names []string, byID map[string]*row) {
 	if len(l.Files) == 0 {
 		return
 	}
@@ -81,8 +83,8 @@ func (l *ledger) forget(names []string, byID map[string]*bottle.Record) {
 		there[n] = true
 	}
 	for n, r := range l.Files {
-		rec := byID[r.Request]
-		decided := rec != nil && rec.State.Status() != bottle.Pending
+		row := byID[r.Request]
+		decided := row != nil && row.Status != bottle.Pending
 		if r.Tampered && decided || !r.Tampered && !there[n] {
 			delete(l.Files, n)
 			l.changed = true

@@ -69,13 +69,11 @@ func shortNumber(short string) int {
 // readNames lists a directory, in no order, without following a link at its last element.
 // A directory that is not there is empty.
 func readNames(dir string, limit int) (names []string, more bool, err error) {
-	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	f, err := openDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
-	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
-		return nil, false, fmt.Errorf("read %s: not a directory; the bundle replaced it: %w", dir, bottle.ErrTampered)
-	case err != nil:
+	}
+	if err != nil {
 		return nil, false, err
 	}
 	defer f.Close()
@@ -87,4 +85,12 @@ func readNames(dir string, limit int) (names []string, more bool, err error) {
 		return names[:limit], true, nil
 	}
 	return names, false, nil
+}
+
+func openDir(dir string) (*os.File, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil, fmt.Errorf("read %s: not a directory; somebody replaced it: %w", dir, bottle.ErrTampered)
+	}
+	return f, err
 }

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"bottle/bottle"
 )
@@ -36,125 +38,158 @@ func (p Problem) Error() string { return fmt.Sprintf("%q: %v", p.File, p.Err) }
 // Unwrap returns Err.
 func (p Problem) Unwrap() error { return p.Err }
 
-// A Reader reads a bottle's records. It changes nothing, needs no lock, and is safe for
-// concurrent use. What it returns is the caller's own copy.
+// A Reader reads a bottle's records. It changes nothing but the index, needs no lock, and
+// is safe for concurrent use.
 type Reader struct {
 	dir *bottle.Dir
 
-	mu    sync.Mutex
-	cache map[string]cached // by file name
-}
-
-type cached struct {
-	key stamp
-	rec *bottle.Record
+	mu   sync.Mutex
+	rows map[string]*row // by file name; nil until the index was read; rows never change
 }
 
 // NewReader returns a Reader of the bottle at dir.
-func NewReader(dir *bottle.Dir) *Reader {
-	return &Reader{dir: dir, cache: map[string]cached{}}
-}
+func NewReader(dir *bottle.Dir) *Reader { return &Reader{dir: dir} }
 
-// Records returns all records, oldest first. Files that can't be read are Problems, and
-// the rest is returned all the same.
+// Records returns all records, oldest first, each read anew. Files that can't be read are
+// Problems, and the rest is returned all the same. For a listing see [Reader.List].
 func (r *Reader) Records(ctx context.Context) ([]*bottle.Record, []Problem, error) {
-	recs, problems, err := r.load(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	out := make([]*bottle.Record, len(recs))
-	for i, rec := range recs {
-		out[i] = clone(rec)
-	}
-	return out, problems, nil
+	return r.read(ctx, func(*row) bool { return true })
 }
 
 // Approved returns the records whose approval has not come to an end: under way, or in
 // force.
 func (r *Reader) Approved(ctx context.Context) ([]*bottle.Record, error) {
-	recs, _, err := r.load(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []*bottle.Record
-	for _, rec := range recs {
-		if s := rec.State.Status(); s == bottle.Approved || s == bottle.Applied {
-			out = append(out, clone(rec))
-		}
-	}
-	return out, nil
+	recs, _, err := r.read(ctx, func(row *row) bool { return row.Status == bottle.Approved || row.Status == bottle.Applied })
+	return recs, err
 }
 
-// load returns the cache's own records.
-func (r *Reader) load(ctx context.Context) ([]*bottle.Record, []Problem, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	names, _, err := readNames(r.dir.Records(), maxNames)
+// read returns the records whose row is wanted.
+func (r *Reader) read(ctx context.Context, want func(*row) bool) ([]*bottle.Record, []Problem, error) {
+	rows, problems, err := r.load(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("records: %w", err)
+		return nil, nil, err
 	}
-	names = slices.DeleteFunc(names, func(n string) bool { _, _, ok := parseRecordName(n); return !ok })
-	found := make([]cached, len(names))
-	errs := make([]error, len(names))
-	err = parallel(ctx, len(names), func(i int) {
-		found[i], errs[i] = r.one(names[i])
+	rows = slices.DeleteFunc(rows, func(row *row) bool { return !want(row) })
+	recs := make([]*bottle.Record, len(rows))
+	errs := make([]error, len(rows))
+	err = parallel(ctx, len(rows), 64, func(i int) {
+		recs[i], errs[i] = readRecord(filepath.Join(r.dir.Records(), rows[i].name), rows[i].name)
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	fresh := make(map[string]cached, len(names))
-	recs := make([]*bottle.Record, 0, len(names))
+	for i, row := range rows {
+		if errs[i] != nil {
+			problems = append(problems, recordProblem(row.name, errs[i]))
+		}
+	}
+	return slices.DeleteFunc(recs, func(rec *bottle.Record) bool { return rec == nil }), problems, nil
+}
+
+func recordProblem(name string, err error) Problem {
+	short, id, _ := parseRecordName(name)
+	return Problem{File: filepath.Join("records", name), Request: id, Short: short, Err: err}
+}
+
+// load returns a row for each record, in the order of their short IDs.
+func (r *Reader) load(ctx context.Context) ([]*row, []Problem, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rows == nil {
+		r.rows = readIndex(r.dir.Path(indexFile), r.dir.Name())
+	}
+	dir, err := openDir(r.dir.Records())
+	if err != nil {
+		return nil, nil, fmt.Errorf("records: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, nil, fmt.Errorf("records: %w", err)
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { _, _, ok := parseRecordName(n); return !ok })
+	found := make([]*row, len(names))
+	errs := make([]error, len(names))
+	err = parallel(ctx, len(names), 64, func(i int) {
+		found[i], errs[i] = r.one(int(dir.Fd()), names[i])
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	next := make(map[string]*row, len(names))
+	rows := make([]*row, 0, len(names))
 	var problems []Problem
+	stale := 0
 	for i, name := range names {
 		switch err := errs[i]; {
 		case err == nil:
-			fresh[name] = found[i]
-			recs = append(recs, found[i].rec)
-		case errors.Is(err, fs.ErrNotExist):
-		default:
-			short, id, _ := parseRecordName(name)
-			problems = append(problems, Problem{File: filepath.Join("records", name), Request: id, Short: short, Err: err})
+			if r.rows[name] != found[i] {
+				stale++
+			}
+			next[name] = found[i]
+			rows = append(rows, found[i])
+		case !errors.Is(err, fs.ErrNotExist):
+			problems = append(problems, recordProblem(name, err))
 		}
 	}
-	r.cache = fresh
-	slices.SortFunc(recs, func(a, b *bottle.Record) int {
-		return cmp.Compare(shortNumber(a.Short), shortNumber(b.Short))
-	})
-	return recs, problems, nil
+	r.rows = next
+	slices.SortFunc(rows, byShort)
+	if stale > staleRows(len(rows)) {
+		r.store(rows)
+	}
+	return rows, problems, nil
 }
 
-// one returns a record from the cache if its file is the same one still.
-func (r *Reader) one(name string) (cached, error) {
-	path := filepath.Join(r.dir.Records(), name)
-	key, err := stampOf(path)
+// store writes the index. Without it the next reader is slower, and that is all.
+func (r *Reader) store(rows []*row) {
+	f, err := os.CreateTemp(r.dir.Path(), "."+indexFile+".*.tmp")
 	if err != nil {
-		return cached{}, err
+		return
 	}
-	if c, ok := r.cache[name]; ok && key.same(c.key) {
-		return c, nil
+	_, err = f.Write(encodeIndex(rows))
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), r.dir.Path(indexFile))
 	}
-	rec, err := readRecord(path, name)
 	if err != nil {
-		return cached{}, err
+		_ = os.Remove(f.Name())
 	}
-	return cached{key: key, rec: rec}, nil
+}
+
+// one returns the row of a record, the one that is known if its file is the same still.
+func (r *Reader) one(dir int, name string) (*row, error) {
+	key, err := stampAt(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	if old, ok := r.rows[name]; ok && key.same(old.stamp) {
+		return old, nil
+	}
+	rec, err := readRecord(filepath.Join(r.dir.Records(), name), name)
+	if err != nil {
+		return nil, err
+	}
+	return &row{Listing: listingOf(r.dir.Name(), rec), name: name, number: shortNumber(rec.Short), stamp: key, firstSeen: rec.FirstSeen.UTC()}, nil
+}
+
+// markTold remembers that the answer to this state of a record was seen to be right.
+func (r *Reader) markTold(old *row) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.rows[old.name] == old {
+		told := *old
+		told.told = true
+		r.rows[old.name] = &told
+	}
 }
 
 func readRecord(path, name string) (*bottle.Record, error) {
-	b, err := bottle.ReadFile(path, maxRecord)
-	if err != nil {
-		return nil, err
-	}
-	return decodeRecord(path, name, b)
-}
-
-func decodeRecord(path, name string, b []byte) (*bottle.Record, error) {
 	var rec bottle.Record
-	if err := bottle.DecodeJSON(path, b, &rec); err != nil {
+	if err := bottle.ReadJSON(path, maxRecord, &rec); err != nil {
 		return nil, err
 	}
 	if recordName(rec.Short, rec.Request.ID) != name {
-		return nil, fmt.Errorf("read %s: it is the record of %s: %w", path, rec.Short, bottle.ErrCorrupt)
+		return nil, fmt.Errorf("read %s: it is the record of %q: %w", path, clip(rec.Short), bottle.ErrCorrupt)
 	}
 	return &rec, nil
 }
@@ -222,32 +257,21 @@ func clip(s string) string {
 	return s
 }
 
-// clone copies what callers may change.
-func clone(r *bottle.Record) *bottle.Record {
-	c := *r
-	if r.Decision != nil {
-		d := *r.Decision
-		c.Decision = &d
-	}
-	if r.GrantEnds != nil {
-		t := *r.GrantEnds
-		c.GrantEnds = &t
-	}
-	return &c
-}
-
-// parallel calls do for 0 to n-1 on as many goroutines as there are processors.
-func parallel(ctx context.Context, n int, do func(i int)) error {
-	const grain = 64
+// parallel calls do for 0 to n-1 on as many goroutines as there are processors, but does
+// not start one for less than grain calls.
+func parallel(ctx context.Context, n, grain int, do func(i int)) error {
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	workers := min(runtime.GOMAXPROCS(0), (n+grain-1)/grain)
-	for w := range workers {
+	for range min(runtime.GOMAXPROCS(0), (n+grain-1)/grain) {
 		wg.Go(func() {
-			for i := w * n / workers; i < (w+1)*n/workers; i++ {
-				if i%grain == 0 && ctx.Err() != nil {
+			for ctx.Err() == nil {
+				from := int(next.Add(int64(grain))) - grain
+				if from >= n {
 					return
 				}
-				do(i)
+				for i := from; i < min(from+grain, n); i++ {
+					do(i)
+				}
 			}
 		})
 	}

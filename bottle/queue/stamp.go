@@ -23,11 +23,14 @@ const tick = 20 * time.Millisecond
 
 // stampOf takes the stamp of a path without following a link. It is to be taken before the
 // file is read, so that a change in between makes the stamp older than the content.
-func stampOf(path string) (stamp, error) {
+func stampOf(path string) (stamp, error) { return stampAt(unix.AT_FDCWD, path) }
+
+// stampAt is stampOf of a name in an open directory.
+func stampAt(dir int, path string) (stamp, error) {
 	taken := time.Now().UnixNano()
 	var st unix.Stat_t
 	for {
-		err := unix.Lstat(path, &st)
+		err := unix.Fstatat(dir, path, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err == unix.EINTR { //nolint:errorlint // a bare errno
 			continue
 		}
