@@ -1,0 +1,31 @@
+// Package bundle is the supervisor of a bottle's sidecar bundle and the launcher that
+// confines each daemon.
+//
+// # Model
+//
+// The supervisor ([New], [Supervisor.Run]) is PID 1 of the bundle's container, or a child
+// of the host on the local backend, where it makes itself the subreaper of its
+// descendants. One event loop owns all of its state. What reaches the loop are levels, not
+// edges: a signal sets a flag that means "verify and publish whatever the file holds
+// now", so signals that coalesce, repeat or arrive too early ask for one more pass and
+// none is lost. Apart from the loop there is one reaper, one OS thread that starts
+// children, and per child one goroutine for its output and one for its end.
+//
+// Config files come from the host through read-only mounts, one file each, written in
+// place. A reader can see them torn, and pipelock started on a torn file fails open.
+// So no daemon reads a mounted file: the supervisor checks the revision line and publishes the verified bytes
+// by rename into run/bundle, and a daemon whose file has never verified is not started.
+//
+// # Trust
+//
+// The daemons parse what the agent sends, so each may be taken over. The supervisor reads
+// nothing of theirs but their status files, bounded, for "it serves"; the worst that a lie
+// does there is a bundle that says ready and is not. It starts them with a short list of
+// environment variables, and through the launcher ([Exec]), which leaves each daemon the
+// files and ports of its own job: none reads the records, the journal, the audit log or
+// the manifest, and the CA's key is egress' alone. A confined daemon keeps its uid, so
+// what Landlock does not cover (unix socket paths before ABI 9, stat, the shared status
+// directory) is not a boundary between siblings.
+//
+// [Exec]: it never returns but to say why it could not start the daemon.
+package bundle

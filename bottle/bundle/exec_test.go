@@ -1,0 +1,232 @@
+package bundle_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"bottle/bottle"
+	"bottle/bottle/bundle"
+)
+
+// Each daemon's rights are tried from inside, by a process that the launcher confined.
+func TestConfinement(t *testing.T) {
+	b := newBed(t)
+	egress, pipelock, other := listen(t), listen(t), listen(t)
+	free := freePort(t)
+	b.live(bottle.BundleConfig{Egress: egress, Pipelock: pipelock})
+	for _, p := range []string{
+		"ca/ca.pem", "ca/ca-key.pem", "records/r.json", "journal/j.json", "kept/k", "audit.jsonl", "audit.head", "manifest.yaml", "metadata.json", "lock",
+		"run/bundle/routes.yaml", "run/bundle/pipelock.yaml", "run/agent/x", "queue/requests/q.json", "queue/cancels/c.json", "decisions/d.json", "status/init.json",
+	} {
+		if err := os.WriteFile(b.dir.Path(p), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	self := fmt.Sprint(os.Getpid())
+	mptcp := fmt.Sprintf("socket %d %d %d", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+	raw := fmt.Sprintf("socket %d %d %d", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
+	smc := fmt.Sprintf("socket %d %d %d", unix.AF_SMC, unix.SOCK_STREAM, 0)
+
+	// Nobody's.
+	always := []string{
+		"read records/r.json", "list records", "read journal/j.json", "list journal", "read kept/k", "read audit.jsonl", "append audit.jsonl", "read audit.head",
+		"read manifest.yaml", "read metadata.json", "read lock", "list .", "read etc/routes.yaml", "read etc/pipelock.yaml", "read etc/bundle.json",
+		"replace records/new.json", "replace decisions/new.json", "append decisions/d.json", "replace etc/new", "append run/bundle/routes.yaml", "replace run/bundle/pipelock.yaml",
+		"read /etc/passwd", "read /root", "list /proc", "read /proc/self/environ", "read /proc/1/environ", "list /tmp", "exec /bin/true",
+		"kill " + self, mptcp, raw, smc,
+	}
+	both := []string{"read run/bundle/bundle.json", "replace status/new.json", "read /etc/hosts", "privileges /"}
+
+	for _, tt := range []struct {
+		daemon      string
+		may, mayNot []string
+	}{
+		{
+			daemon: bottle.DaemonEgress,
+			may: []string{
+				"read ca/ca.pem", "read ca/ca-key.pem", "read run/bundle/routes.yaml", "bind-unix run/bundle/egress-keys.sock", "dial " + pipelock,
+			},
+			mayNot: []string{
+				"replace ca/ca.pem", "append ca/ca-key.pem", "read decisions/d.json", "list queue", "read queue/requests/q.json", "list run/agent", "bind-unix run/agent/mcp.sock",
+				"dial " + other, "bind " + free, "udp 127.0.0.1:53", "fastopen " + other,
+			},
+		},
+		{
+			daemon: bottle.DaemonPipelock,
+			may:    []string{"read run/bundle/pipelock.yaml", "dial " + other, "dial " + egress, "udp 127.0.0.1:53"},
+			mayNot: []string{
+				"read ca/ca.pem", "read ca/ca-key.pem", "read decisions/d.json", "list queue", "bind-unix run/bundle/egress-keys.sock", "bind-unix run/agent/mcp.sock", "bind " + free,
+			},
+		},
+		{
+			daemon: bottle.DaemonSupervise,
+			may: []string{
+				"read decisions/d.json", "list decisions", "replace queue/requests/new.json", "replace queue/cancels/new.json", "list queue/requests", "bind-unix run/agent/mcp.sock", "dial " + egress,
+			},
+			mayNot: []string{
+				"read ca/ca.pem", "read ca/ca-key.pem", "read run/bundle/routes.yaml", "read run/bundle/pipelock.yaml", "list run/bundle", "bind-unix run/bundle/egress-keys.sock",
+				"dial " + pipelock, "dial " + other, "bind " + free, "udp 127.0.0.1:53", "fastopen " + other,
+			},
+		},
+	} {
+		t.Run(tt.daemon, func(t *testing.T) {
+			may := b.absolute(append(tt.may, both...))
+			mayNot := b.absolute(append(tt.mayNot, always...))
+			got := b.probe(tt.daemon, append(may, mayNot...))
+			for _, p := range may {
+				if got[p] != "ok" {
+					t.Errorf("may not %s: %s", p, got[p])
+				}
+			}
+			for _, p := range mayNot {
+				if !denied(got[p]) {
+					t.Errorf("%s: %s, want it denied", p, got[p])
+				}
+			}
+			// The same without the launcher, or the test would pass for a reason of its own.
+			for p, r := range b.probe("nobody", tt.mayNot) {
+				if denied(r) {
+					t.Errorf("%s: %s, without confinement too", p, r)
+				}
+			}
+		})
+	}
+	t.Run("without confinement", func(t *testing.T) {
+		for p, r := range b.probe("nobody", always) {
+			if denied(r) && p != raw && p != smc && p != "read /proc/1/environ" {
+				t.Errorf("%s: %s", p, r)
+			}
+		}
+	})
+	t.Run("own port", func(t *testing.T) {
+		// The launcher's rules name the ports of bundle.json, so these two can be bound.
+		own, peer := freePort(t), freePort(t)
+		b.live(bottle.BundleConfig{Egress: own, Pipelock: peer})
+		for daemon, addr := range map[string]string{bottle.DaemonEgress: own, bottle.DaemonPipelock: peer} {
+			if got := b.probe(daemon, []string{"bind " + addr})["bind "+addr]; got != "ok" {
+				t.Errorf("%s can't bind its own port: %s", daemon, got)
+			}
+		}
+	})
+}
+
+func denied(got string) bool {
+	for _, why := range []string{"permission denied", "operation not permitted", "protocol not supported", "operation not supported", "address family not supported"} {
+		if strings.Contains(got, why) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestLaunchErrors(t *testing.T) {
+	b := newBed(t)
+	b.live(bottle.BundleConfig{Egress: "127.0.0.1:1", Pipelock: "127.0.0.1:2"})
+	for _, tt := range []struct {
+		name, daemon, want string
+		breakIt            func()
+	}{
+		{name: "unknown daemon", daemon: "git-gate", want: `no daemon "git-gate"`},
+		{name: "no CA", daemon: bottle.DaemonEgress, want: "ca.pem"},
+		{name: "no config", daemon: bottle.DaemonEgress, want: "bundle.json", breakIt: func() { _ = os.Remove(b.dir.Live(bundle.ConfigFile)) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.breakIt != nil {
+				tt.breakIt()
+			}
+			out, err := b.launch(tt.daemon, nil).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), tt.want) {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	for name, c := range map[string]bundle.LaunchConfig{
+		"no dir":        {Daemon: "egress", Argv: []string{"/bin/true"}, Warn: func(string) {}},
+		"relative path": {Dir: b.dir, Daemon: "egress", Argv: []string{"true"}, Warn: func(string) {}},
+		"no command":    {Dir: b.dir, Daemon: "egress", Warn: func(string) {}},
+	} {
+		if err := bundle.Exec(c); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+// live publishes bundle.json as init does.
+func (b *bed) live(c bottle.BundleConfig) {
+	b.t.Helper()
+	c.Schema = bottle.Schema
+	if err := bottle.WriteStatus(b.dir.Live(bundle.ConfigFile), c); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bed) absolute(probes []string) []string {
+	for i, p := range probes {
+		op, arg, _ := strings.Cut(p, " ")
+		switch op {
+		case "read", "list", "append", "replace", "bind-unix":
+			if !strings.HasPrefix(arg, "/") {
+				probes[i] = op + " " + b.dir.Path(arg)
+			}
+		}
+	}
+	return probes
+}
+
+func (b *bed) launch(daemon string, probes []string) *exec.Cmd {
+	b.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	list, err := json.Marshal(probes)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	cmd := exec.CommandContext(b.t.Context(), exe, "role:launch", daemon, b.dir.Path())
+	cmd.Env = append(os.Environ(), "BOTTLE_TEST_PROBE="+string(list))
+	return cmd
+}
+
+func (b *bed) probe(daemon string, probes []string) map[string]string {
+	b.t.Helper()
+	cmd := b.launch(daemon, probes)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		b.t.Fatalf("launch %s: %v %s", daemon, err, out)
+	}
+	got := map[string]string{}
+	if err := json.Unmarshal(out, &got); err != nil {
+		b.t.Fatalf("%v: %s", err, out)
+	}
+	return got
+}
+
+// listen returns the address of a listener that accepts until the test ends.
+func listen(t *testing.T) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}

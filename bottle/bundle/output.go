@@ -1,0 +1,130 @@
+package bundle
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"unicode/utf8"
+)
+
+// maxLine bounds a line of a daemon's output, in bytes before escaping; the rest of the line is dropped
+// and the cut is marked. A daemon logs what the agent sent, so neither length nor
+// content may be trusted.
+const maxLine = 8 << 10
+
+// A sink is where the lines of all daemons go, whole.
+type sink struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (s *sink) line(daemon, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, _ = io.WriteString(s.w, daemon+" | "+text+"\n") // nowhere to report it
+}
+
+// An output reads one child's stdout and stderr, which share a pipe.
+type output struct {
+	r    *os.File
+	done chan struct{}
+
+	mu   sync.Mutex
+	last string
+}
+
+// capture returns the output and the writing end for the child; the caller closes that.
+func capture(daemon string, to *sink, wg *sync.WaitGroup) (*output, *os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	o := &output{r: r, done: make(chan struct{})}
+	wg.Go(func() {
+		defer close(o.done)
+		defer r.Close()
+		lines(r, func(line string) {
+			o.mu.Lock()
+			if strings.TrimSpace(line) != "" {
+				o.last = line
+			}
+			o.mu.Unlock()
+			to.line(daemon, line)
+		})
+	})
+	return o, w, nil
+}
+
+// close ends the capture even if a process that left the group holds the pipe.
+func (o *output) close() { _ = o.r.Close() }
+
+// lastLine is the newest line that is not blank: where programs put why they end.
+func (o *output) lastLine() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.last
+}
+
+// lines calls f with each line, bounded and escaped, until r ends.
+func lines(r io.Reader, f func(string)) {
+	br := bufio.NewReaderSize(r, maxLine)
+	for {
+		b, err := br.ReadSlice('\n')
+		cut := errors.Is(err, bufio.ErrBufferFull)
+		if len(b) > 0 {
+			text := escape(strings.TrimRight(string(b), "\r\n"))
+			if cut {
+				text += " [cut]"
+			}
+			f(text)
+		}
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = br.ReadSlice('\n')
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// escape makes control characters, invalid UTF-8 and what reorders or hides text
+// visible, so that a log line can't drive the terminal of whoever reads it.
+func escape(s string) string {
+	if !strings.ContainsFunc(s, hidden) {
+		return s
+	}
+	var b strings.Builder
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case hidden(r):
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+		i += n
+	}
+	return b.String()
+}
+
+func hidden(r rune) bool {
+	switch {
+	case r == '\t':
+		return false
+	case r < 0x20, r >= 0x7f && r < 0xa0: // C0, DEL, C1
+		return true
+	case r == utf8.RuneError:
+		return true
+	case r >= 0x200b && r <= 0x200f, r >= 0x2028 && r <= 0x202e, r >= 0x2060 && r <= 0x206f, r == 0xfeff, r == 0x061c:
+		return true // zero width and bidi controls, line separators
+	case r >= 0xe0000 && r <= 0xe007f: // tags
+		return true
+	}
+	return false
+}
