@@ -1,0 +1,149 @@
+package apply
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"bottle/bottle"
+)
+
+// clock is who ends grants that nobody revoked.
+func clock() bottle.Actor { return bottle.Actor{UID: os.Getuid(), Name: "bottle"} }
+
+// Revoke ends a grant: its routes go, what they alone opened is cut, and its request becomes revoked. grant is the
+// request's short ID or UUID. It needs no running bundle.
+//
+// The narrower files stay whatever happens. If a daemon does not confirm them it is killed and the error wraps
+// [bottle.ErrUnconfirmed]; the request is revoked all the same.
+func (a *Applier) Revoke(ctx context.Context, grant string, by bottle.Actor) (Outcome, error) {
+	unlock, err := a.cfg.Dir.Lock(ctx)
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer unlock()
+	if _, err := a.recoverJournals(ctx); err != nil {
+		return Outcome{}, err
+	}
+	short := grant
+	rec, err := a.cfg.Records.Find(ctx, grant)
+	if err == nil {
+		short = rec.Short
+	}
+	out, shorts, err := a.end(ctx, kindRevoke, by, bottle.Revoked, func(g *bottle.Grant, _ Env) bool { return g.Request == short })
+	if err == nil && len(shorts) == 0 {
+		if rec != nil && rec.State.Status() != bottle.Applied {
+			return out, fmt.Errorf("request %s is %s, so there is no grant to revoke: %w", rec.Short, rec.State.Status(), bottle.ErrState)
+		}
+		return out, fmt.Errorf("grant %q: no route carries it (bottle routes lists those that do): %w", grant, bottle.ErrNotFound)
+	}
+	return out, err
+}
+
+// Expire takes out the routes of TTL grants that have ended and of once grants that are spent, and narrows pipelock to
+// match. egress refuses them by itself at the moment they end; this is the tidying after it. It returns how many
+// grants ended.
+func (a *Applier) Expire(ctx context.Context) (int, error) {
+	return a.expireLocked(ctx, ended)
+}
+
+// EndSession ends the grants that last until the bottle stops, and those for one request. It is for the stop of a
+// bottle, or for its next start, and needs no running bundle.
+func (a *Applier) EndSession(ctx context.Context) (int, error) {
+	return a.expireLocked(ctx, func(g *bottle.Grant, env Env) bool {
+		return g.Duration.Kind == bottle.Session || g.Duration.Kind == bottle.Once || ended(g, env)
+	})
+}
+
+func (a *Applier) expireLocked(ctx context.Context, gone func(*bottle.Grant, Env) bool) (int, error) {
+	unlock, err := a.cfg.Dir.Lock(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	if _, err := a.recoverJournals(ctx); err != nil {
+		return 0, err
+	}
+	return a.expire(ctx, gone)
+}
+
+// expire is the part of Expire under the lock.
+func (a *Applier) expire(ctx context.Context, gone func(*bottle.Grant, Env) bool) (int, error) {
+	_, shorts, err := a.end(ctx, kindExpire, clock(), bottle.Expired, gone)
+	return len(shorts), err
+}
+
+// end narrows the grants that gone picks out of both files. Without any it changes nothing.
+func (a *Applier) end(ctx context.Context, kind string, by bottle.Actor, to bottle.Status, gone func(*bottle.Grant, Env) bool) (Outcome, []string, error) {
+	base, err := a.base()
+	if err != nil {
+		return Outcome{}, nil, err
+	}
+	env, err := a.env(by)
+	if err != nil {
+		return Outcome{}, nil, err
+	}
+	less, shorts, err := sweep(base, env, func(g *bottle.Grant) bool { return gone(g, env) })
+	if err != nil || len(shorts) == 0 {
+		return Outcome{}, nil, err
+	}
+	p, err := planBetween(env, base, less, kind)
+	if err != nil {
+		return Outcome{}, nil, err
+	}
+	c, err := a.newChange(kind, by, p)
+	if err != nil {
+		return Outcome{}, nil, err
+	}
+	for _, short := range shorts {
+		s := subject{Short: short, To: to}
+		if rec, err := a.cfg.Records.Find(ctx, short); err == nil {
+			s.ID = rec.Request.ID
+		}
+		c.Requests = append(c.Requests, s)
+	}
+	st, err := a.mounted(ctx)
+	if err != nil {
+		return Outcome{}, nil, err
+	}
+	out, err := a.perform(ctx, c, st)
+	out.Plan = p
+	return out, shorts, err
+}
+
+// planBetween is the plan of a change that only narrows.
+func planBetween(env Env, from, to Base, kind string) (*Plan, error) {
+	before, err := bottle.ParseRoutes(from.Routes)
+	if err != nil {
+		return nil, err
+	}
+	after, err := bottle.ParseRoutes(to.Routes)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{}
+	if err := p.step(env.Pipelock, true, from, to); err != nil {
+		return nil, err
+	}
+	diffs, err := diff(env.Pipelock, from, to, before.Routes(), after.Routes())
+	p.Proposal = bottle.Proposal{Kind: kind, Diffs: diffs}
+	p.Digest = p.Proposal.Digest()
+	return p, err
+}
+
+// mounted returns the bundle's own view of its files if it runs, ready or not: a narrowing does not wait for a daemon
+// that is down. It returns nil if the bottle is stopped.
+func (a *Applier) mounted(ctx context.Context) (*bottle.InitStatus, error) {
+	running, err := a.cfg.Signaler.Running(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for the bundle: %w", err)
+	}
+	if !running {
+		return nil, nil //nolint:nilnil // no bundle is an answer
+	}
+	st, err := a.initStatus()
+	if err != nil {
+		return nil, fmt.Errorf("the bundle does not say which files it has mounted; run bottle restart %s: %w", a.cfg.Dir.Name(), err)
+	}
+	return st, nil
+}

@@ -1,0 +1,193 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bottle/bottle"
+)
+
+// perform carries out a change whose bundle is ready. On return either the change is finished, or an error says what
+// is left, and a journal from which [Applier.Recover] finishes it.
+//
+// The caller holds the lock, and has compared what the operator saw with what this change does.
+func (a *Applier) perform(ctx context.Context, c *change, st *bottle.InitStatus) (Outcome, error) {
+	begin := time.Now()
+	out := Outcome{Change: c.ID}
+	ts, err := a.openTargets(c, st)
+	if err != nil {
+		return out, err
+	}
+	defer ts.close()
+
+	a.cfg.Fault("journal")
+	if err := a.saveJournal(c); err != nil {
+		return out, err
+	}
+	a.cfg.Fault("audit apply-started")
+	if err := a.cfg.Trail.Record(ctx, c.started()); err != nil {
+		return out, errors.Join(fmt.Errorf("nothing was changed, because the audit trail can't be written: %w", err), a.dropJournal(c))
+	}
+	// From here on an interrupt only shortens the wait for a widening, which is then taken back.
+	whole := context.WithoutCancel(ctx)
+	if err := a.recordApproved(whole, c); err != nil {
+		c.Outcome, c.Error = outcomeFailed, fmt.Sprintf("nothing was changed, because the record can't be written: %v", err)
+		return out, errors.Join(err, a.finish(whole, c))
+	}
+
+	failure, err := a.runSteps(ctx, c, ts)
+	out.Took = time.Since(begin)
+	if err != nil { // a file could be neither written nor restored; the journal stays
+		return out, fmt.Errorf("%w; it is written down in the journal and will be finished by the keeper or by the next command", err)
+	}
+	c.Outcome = outcomeApplied
+	if failure != nil && c.Kind != kindRevoke && c.Kind != kindExpire && c.failedWidening(failure) {
+		c.Outcome = outcomeFailed
+	}
+	if failure != nil {
+		c.Error = failure.Error()
+	}
+	out.Detail, out.Status, out.Revision = c.Error, c.status(), c.revisions()
+	if err := a.finish(whole, c); err != nil {
+		return out, fmt.Errorf("the change is %s, but its record is not complete (the keeper or the next command will complete it): %w", c.Outcome, err)
+	}
+	if failure != nil {
+		return out, failure
+	}
+	return out, nil
+}
+
+// A stepError says which way a step went wrong.
+type stepError struct {
+	narrows bool
+	err     error
+}
+
+func (e *stepError) Error() string { return e.err.Error() }
+func (e *stepError) Unwrap() error { return e.err }
+
+// failedWidening reports whether the change as a whole did not come about. A narrowing that was not confirmed did: its
+// bytes are in the file and its daemon is down until it has loaded them. But a widening is not begun on top of it.
+func (c *change) failedWidening(failure error) bool {
+	var se *stepError
+	return c.widens() || !errors.As(failure, &se) || !se.narrows
+}
+
+// runSteps returns a failure that was dealt with (rolled back, or its daemon killed), or an error that was not.
+func (a *Applier) runSteps(ctx context.Context, c *change, ts *targets) (failure, err error) {
+	for _, s := range c.Steps {
+		if s.Narrows {
+			failure, err = a.narrow(context.WithoutCancel(ctx), c, s, ts)
+		} else {
+			failure, err = a.widen(ctx, c, s, ts)
+		}
+		if failure != nil || err != nil {
+			return failure, err
+		}
+	}
+	return nil, nil
+}
+
+// narrow writes each file, whatever becomes of the one before: less is never undone. A daemon that does not confirm
+// is killed.
+func (a *Applier) narrow(ctx context.Context, c *change, s step, ts *targets) (failure, err error) {
+	for _, f := range s.Files {
+		problem := a.install(ctx, ts, f, false)
+		switch {
+		case problem == nil:
+		case errors.Is(problem, bottle.ErrUnconfirmed):
+			failure = errors.Join(failure, a.kill(ctx, c, f.File, problem))
+		default:
+			err = errors.Join(err, problem)
+		}
+	}
+	if failure != nil {
+		failure = &stepError{true, failure}
+	}
+	return failure, err
+}
+
+// kill stops the daemon of a file that is not confirmed, so that it comes back on what is published, or not at all.
+func (a *Applier) kill(ctx context.Context, c *change, file string, why error) error {
+	daemon := daemonOf(file)
+	if !slices.Contains(c.Unconfirmed, daemon) {
+		c.Unconfirmed = append(c.Unconfirmed, daemon)
+	}
+	a.cfg.Fault("kill " + daemon)
+	if err := a.cfg.Signaler.Signal(ctx, killFor(file)); err != nil {
+		return fmt.Errorf("%w; and the bundle can't be told to stop %s (%v): stop the bottle", why, daemon, err)
+	}
+	return fmt.Errorf("%w; the narrower config stays, and %s was killed and stays down until it has loaded it", why, daemon)
+}
+
+// widen writes the files in order and takes all of them back if one is not confirmed.
+func (a *Applier) widen(ctx context.Context, c *change, s step, ts *targets) (failure, err error) {
+	c.Widened = true
+	for i, f := range s.Files {
+		if failure = a.install(ctx, ts, f, false); failure != nil {
+			failure = &stepError{false, failure}
+			return failure, a.rollBack(context.WithoutCancel(ctx), c, s.Files[:i+1], ts)
+		}
+	}
+	return nil, nil
+}
+
+// rollBack restores the old bytes of files, the last one written first: taking back a widening is a narrowing.
+func (a *Applier) rollBack(ctx context.Context, c *change, files []fileChange, ts *targets) error {
+	var bad error
+	for _, f := range slices.Backward(files) {
+		a.cfg.Fault("roll back " + f.File)
+		back := fileChange{File: f.File, New: f.Old, Replace: f.Replace}
+		err := a.install(ctx, ts, back, true)
+		if errors.Is(err, bottle.ErrUnconfirmed) {
+			_ = a.kill(ctx, c, f.File, err) // the failure itself is what is reported
+			continue
+		}
+		bad = errors.Join(bad, err)
+	}
+	if bad != nil {
+		return fmt.Errorf("taking the change back: %w", bad)
+	}
+	return nil
+}
+
+// status returns what a request's record becomes.
+func (c *change) status() bottle.Status {
+	if c.Outcome == outcomeFailed {
+		if c.Kind == kindApprove {
+			return bottle.Failed
+		}
+		return ""
+	}
+	if len(c.Requests) == 0 {
+		return ""
+	}
+	return c.Requests[0].To
+}
+
+// revisions returns the revision that each touched file has after the outcome.
+func (c *change) revisions() map[string]bottle.Hash {
+	files := c.last()
+	if c.Outcome == outcomeFailed {
+		files = c.undone()
+	}
+	out := map[string]bottle.Hash{}
+	for name, b := range files {
+		if rev, err := bottle.CheckSeal(b); err == nil {
+			out[name] = rev
+		}
+	}
+	return out
+}
+
+func (c *change) shorts() string {
+	var s []string
+	for _, r := range c.Requests {
+		s = append(s, r.Short)
+	}
+	return strings.Join(s, ", ")
+}
