@@ -52,24 +52,27 @@ func NewLocal(c LocalConfig) (*Local, error) {
 }
 
 // Running reports whether the process that the host started as the bundle's init runs.
-func (l *Local) Running() bool {
+func (l *Local) Running(context.Context) (bool, error) {
 	m, err := l.dir.LoadMetadata()
-	return err == nil && m.Init.Alive()
+	if errors.Is(err, bottle.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && m.Init.Alive(), err
 }
 
 // Ensure starts the bundle if it does not run, and reports whether it had to. It does not
 // wait until it is ready.
 func (l *Local) Ensure(ctx context.Context) (started bool, err error) {
-	if l.Running() {
-		return false, nil
+	if running, err := l.Running(ctx); running || err != nil {
+		return false, err
 	}
 	unlock, err := l.dir.Lock(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
-	if l.Running() {
-		return false, nil
+	if running, err := l.Running(ctx); running || err != nil {
+		return false, err
 	}
 	return true, l.start()
 }
@@ -144,7 +147,7 @@ func (l *Local) WaitReady(ctx context.Context) (bottle.InitStatus, error) {
 		if err == nil && st.Ready {
 			return st, nil
 		}
-		if err == nil && !l.Running() {
+		if running, _ := l.Running(ctx); err == nil && !running {
 			why := st.Error
 			if why == "" {
 				why = "init ended"

@@ -66,3 +66,36 @@ func (l LogWriter) Write(p []byte) (int, error) {
 	}
 	return len(p), nil
 }
+
+// LineWriter returns a writer that passes lines on with [Text] applied to each. A line
+// longer than 64 KiB comes out in pieces.
+func LineWriter(w io.Writer) io.Writer { return &lineWriter{w: w} }
+
+type lineWriter struct {
+	w   io.Writer
+	buf []byte
+}
+
+const maxLogLine = 64 << 10
+
+func (l *lineWriter) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		i := bytes.IndexByte(p, '\n')
+		if i < 0 && len(l.buf)+len(p) < maxLogLine {
+			l.buf = append(l.buf, p...)
+			return n, nil
+		}
+		end, skip := i, i+1
+		if i < 0 || len(l.buf)+i > maxLogLine {
+			end = min(len(p), maxLogLine)
+			skip = end
+		}
+		l.buf = append(l.buf, p[:end]...)
+		if _, err := fmt.Fprintln(l.w, Text(string(l.buf))); err != nil {
+			return 0, err
+		}
+		l.buf, p = l.buf[:0], p[skip:]
+	}
+	return n, nil
+}

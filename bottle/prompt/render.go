@@ -63,6 +63,16 @@ func (v View) Render(w io.Writer) error {
 	return p.err
 }
 
+// RenderChange writes the part about the proposal alone, for a change that nobody asked for
+// over MCP: an edit.
+func (v View) RenderChange(w io.Writer) error {
+	p := &printer{w: w, color: v.Color}
+	v.renderProposal(p)
+	p.line("")
+	p.line("digest %s", v.Proposal.Digest())
+	return p.err
+}
+
 func (v View) renderProposal(p *printer) {
 	p.section("what would change")
 	empty := true
@@ -85,7 +95,9 @@ func (v View) renderProposal(p *printer) {
 	if c := v.Proposal.Credential; c != "" {
 		p.line("  with the credential %s, which the agent never sees", p.bold(Text(c)))
 	}
-	p.line("  granted %s", v.Proposal.Duration.Words())
+	if d := v.Proposal.Duration; d.Kind != "" {
+		p.line("  granted %s", d.Words())
+	}
 	if len(v.Proposal.Risks)+len(v.Notes) > 0 {
 		p.section("risks")
 		for _, r := range v.Proposal.Risks {

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"bottle/apply"
+	"bottle/bottle"
+	"bottle/bottle/audit"
+	"bottle/bottle/launch"
+	"bottle/bottle/prompt"
+	"bottle/bottle/queue"
+)
+
+// lockTimeout bounds how long a command waits for the bottle's lock: an apply takes at
+// most a few confirmation time-outs.
+const lockTimeout = 30 * time.Second
+
+// A cell is one bottle, opened for a command.
+type cell struct {
+	name     string
+	dir      *bottle.Dir
+	manifest *bottle.Manifest
+	log      *audit.Log
+	trail    queue.AuditTrail
+	desk     *queue.Desk
+	apply    *apply.Applier
+	local    *launch.Local
+}
+
+// names lists the bottles of the state directory, or the one that --bottle names.
+func (a *app) names() ([]string, error) {
+	if a.bottle != "" {
+		if err := bottle.CheckName(a.bottle); err != nil {
+			return nil, usagef("--bottle: %w", err)
+		}
+		if _, err := os.Stat(filepath.Join(a.set.StateDir, a.bottle)); err != nil {
+			return nil, fmt.Errorf("bottle %s: not in %s; bottle ls lists those that are: %w", a.bottle, a.set.StateDir, bottle.ErrNotFound)
+		}
+		return []string{a.bottle}, nil
+	}
+	return queue.Bottles(a.set.StateDir)
+}
+
+// oneName is the bottle that a command without an ID is about: --bottle, or the only one.
+func (a *app) oneName() (string, error) {
+	names, err := a.names()
+	if err != nil {
+		return "", err
+	}
+	switch len(names) {
+	case 0:
+		return "", fmt.Errorf("there is no bottle in %s; bottle start -f FILE makes one: %w", a.set.StateDir, bottle.ErrNotFound)
+	case 1:
+		return names[0], nil
+	}
+	return "", usagef("there are several bottles; say which with --bottle (%s)", strings.Join(names, ", "))
+}
+
+func (a *app) dirOf(name string) (*bottle.Dir, error) {
+	if err := bottle.CheckName(name); err != nil {
+		return nil, usageError{err}
+	}
+	return bottle.NewDir(filepath.Join(a.set.StateDir, name))
+}
+
+// open opens a bottle for commands that change it. Close it.
+func (a *app) open(name string, logger *slog.Logger) (*cell, error) {
+	dir, err := a.dirOf(name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := dir.LoadMetadata(); err != nil {
+		return nil, err
+	}
+	manifest, err := loadAccepted(dir)
+	if err != nil {
+		return nil, err
+	}
+	return a.assemble(dir, manifest, logger)
+}
+
+// loadAccepted reads the manifest as it was accepted at the last start.
+func loadAccepted(dir *bottle.Dir) (*bottle.Manifest, error) {
+	b, err := os.ReadFile(dir.Manifest())
+	if err != nil {
+		return nil, fmt.Errorf("read the accepted manifest: %w", err)
+	}
+	return parseManifest(b, dir.Manifest())
+}
+
+func parseManifest(b []byte, path string) (*bottle.Manifest, error) {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return nil, err
+	}
+	return bottle.ParseManifest(b, path, os.LookupEnv, home)
+}
+
+func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, logger *slog.Logger) (*cell, error) {
+	log, err := audit.Open(audit.Config{Path: dir.Audit(), HeadPath: dir.AuditHead(), Bottle: dir.Name()})
+	if err != nil {
+		return nil, err
+	}
+	c := &cell{name: dir.Name(), dir: dir, manifest: manifest, log: log, trail: queue.AuditTrail{Log: log}}
+	c.desk, err = queue.NewDesk(queue.DeskConfig{
+		Dir: dir, Trail: c.trail, Logger: logger,
+		PendingTTL: manifest.Approvals.PendingTTL, MaxPending: manifest.Approvals.MaxPending,
+	})
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	c.local, err = launch.NewLocal(launch.LocalConfig{Dir: dir, Sidecars: findBinary("bottle-sidecars"), Logger: logger})
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	c.apply, err = apply.New(apply.Config{
+		Dir: dir, Records: c.desk, Trail: c.trail, Signaler: c.local, Pipelock: pipelockCodec{},
+		Credentials: manifest.Credentials,
+		BaseRoutes:  func() ([]bottle.Route, error) { return ownRoutes(manifest), nil },
+	})
+	if err != nil {
+		return nil, errors.Join(err, log.Close())
+	}
+	return c, nil
+}
+
+func (c *cell) Close() error { return c.log.Close() }
+
+// locked runs f under the bottle's lock.
+func (c *cell) locked(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	unlock, err := c.dir.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return f()
+}
+
+// quiet is the logger of commands, whose output is for people.
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// findBinary looks for a program of ours beside this one, then in PATH.
+func findBinary(name string) string {
+	if self, err := os.Executable(); err == nil {
+		if p := filepath.Join(filepath.Dir(self), name); isExecutable(p) {
+			return p
+		}
+	}
+	p, err := exec.LookPath(name)
+	if err != nil {
+		return ""
+	}
+	return p
+}
+
+func isExecutable(p string) bool {
+	st, err := os.Stat(p)
+	return err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0
+}
+
+// operator is who runs this command: the uid from the kernel, and its name.
+func operator() bottle.Actor {
+	uid := os.Getuid()
+	name := "uid" + strconv.Itoa(uid)
+	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
+		name = u.Username
+	}
+	return bottle.Actor{UID: uid, Name: name}
+}
+
+// find looks a request up in the bottles that the command is about. An ID that fits in
+// several is ambiguous.
+func (a *app) find(ctx context.Context, id string) (*cell, *bottle.Record, error) {
+	names, err := a.names()
+	if err != nil {
+		return nil, nil, err
+	}
+	var in []string
+	for _, name := range names {
+		dir, err := a.dirOf(name)
+		if err != nil {
+			continue // not a bottle's directory
+		}
+		_, err = queue.NewReader(dir).Find(ctx, id)
+		if errors.Is(err, bottle.ErrAmbiguous) {
+			return nil, nil, err
+		}
+		if err == nil {
+			in = append(in, name)
+		}
+	}
+	switch len(in) {
+	case 0:
+		return nil, nil, fmt.Errorf("request %q: bottle requests --all lists those that there are: %w", clipID(id), bottle.ErrNotFound)
+	case 1:
+	default:
+		return nil, nil, fmt.Errorf("%s is the ID of a request in each of %s; say which with --bottle: %w", id, strings.Join(in, ", "), bottle.ErrAmbiguous)
+	}
+	c, err := a.open(in[0], quiet())
+	if err != nil {
+		return nil, nil, err
+	}
+	rec, err := c.desk.Find(ctx, id)
+	if err != nil {
+		return nil, nil, errors.Join(err, c.Close())
+	}
+	return c, rec, nil
+}
+
+func clipID(id string) string {
+	if len(id) > 40 {
+		return id[:40] + "..."
+	}
+	return id
+}
+
+// notes says what is odd about the hosts of a request.
+func notesOf(entries []bottle.Entry) []string {
+	var out []string
+	for _, e := range entries {
+		out = append(out, hostNotes(e.Host)...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// view plans an offer and returns it as it would be shown, and approved, now.
+func (c *cell) view(ctx context.Context, rec *bottle.Record, o prompt.Offer) (prompt.View, *apply.Plan) {
+	v := prompt.View{Bottle: c.name, Record: rec, Now: time.Now()}
+	if rec.State.Status() != bottle.Pending {
+		return v, nil
+	}
+	v.Notes = notesOf(o.Add)
+	plan, err := c.apply.Preview(ctx, intentOf(rec, o))
+	if err != nil {
+		v.Problem = err.Error()
+		return v, nil
+	}
+	v.Proposal = &plan.Proposal
+	return v, plan
+}
+
+func intentOf(rec *bottle.Record, o prompt.Offer) apply.Intent {
+	in := apply.Intent{Request: rec.Request.ID, Short: rec.Short, Kind: rec.Request.Ask.Kind, Duration: o.Duration, Reason: rec.Request.Ask.Reason}
+	in.Add, in.Remove, in.Credential = o.Add, o.Remove, o.Credential
+	return in
+}
+
+// offer is the ask with the bottle's default duration.
+func (c *cell) offer(rec *bottle.Record) prompt.Offer {
+	return prompt.OfferOf(rec.Request.Ask, c.manifest.Approvals.DefaultGrant)
+}
+
+// approve carries an offer out, and says what came of it.
+func (c *cell) approve(ctx context.Context, rec *bottle.Record, o prompt.Offer, digest bottle.Hash) (string, error) {
+	out, err := c.apply.Approve(ctx, rec, intentOf(rec, o), operator(), digest, o.Note)
+	if err != nil {
+		return "", err
+	}
+	msg := outcomeText(rec.Short, out)
+	if o.Duration.Kind != bottle.Permanent {
+		return msg, nil
+	}
+	lines, err := c.keepPermanent(ctx, rec.Short)
+	if err != nil {
+		return "", err
+	}
+	m, err := c.dir.LoadMetadata()
+	if err != nil {
+		return "", err
+	}
+	return msg + "\nit is kept for good; to have it in your own manifest too, add to egress.routes of " + m.Manifest + ":\n" + lines, nil
+}
+
+func outcomeText(short string, out apply.Outcome) string {
+	s := fmt.Sprintf("%s %s in %s", short, out.Status, out.Took.Round(100*time.Microsecond))
+	for _, f := range slices.Sorted(keysOf(out.Revision)) {
+		s += fmt.Sprintf("\n  %s is at %s, confirmed in force", f, out.Revision[f].Short())
+	}
+	return s + strings.TrimRight("\n  "+out.Detail, "\n ")
+}
+
+func keysOf[K cmp.Ordered, V any](m map[K]V) func(yield func(K) bool) {
+	return func(yield func(K) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// tty opens the terminal for a prompt. Without one the error says what to do instead.
+func openTTY(instead string) (*os.File, error) {
+	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return nil, usagef("there is no terminal to ask at; %s", instead)
+	}
+	return f, nil
+}
+
+func wantColor(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	return isTerminal(f)
+}

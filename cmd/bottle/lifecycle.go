@@ -1,0 +1,387 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bottle/bottle"
+	"bottle/bottle/audit"
+	"bottle/bottle/launch"
+	"bottle/bottle/prompt"
+)
+
+func (a *app) startCmd() *cobra.Command {
+	var file string
+	var detach, accept bool
+	c := &cobra.Command{
+		Use: "start -f FILE [-- COMMAND...]", Short: "start a bottle, and the agent in it",
+		Long: `start brings up the bottle's daemons and runs the agent: the command after --, or the
+manifest's. It stops the bottle when the agent ends, with the agent's exit code. Without
+a command it waits, and stops the bottle on Ctrl-C; with --detach it returns once the
+bottle is ready.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if file == "" {
+				return usagef("-f FILE is required: the bottle's manifest (examples/local.yaml is one)")
+			}
+			if len(args) > 0 && cmd.ArgsLenAtDash() != 0 {
+				return usagef("put the agent's command after --: bottle start -f %s -- %s", file, strings.Join(args, " "))
+			}
+			if detach && len(args) > 0 {
+				return usagef("--detach starts no agent; leave the command out, or leave --detach out")
+			}
+			return a.start(cmd.Context(), file, accept, detach, args)
+		},
+	}
+	c.Flags().StringVarP(&file, "file", "f", "", "the manifest (required)")
+	c.Flags().BoolVar(&detach, "detach", false, "return once the bottle is ready, without an agent")
+	c.Flags().BoolVar(&accept, "accept", false, "accept a manifest that differs from the one at the last start")
+	return c
+}
+
+func (a *app) start(ctx context.Context, file string, accept, detach bool, argv []string) error {
+	text, err := os.ReadFile(file) //nolint:gosec // G304: the operator named it
+	if err != nil {
+		return fmt.Errorf("-f: %w", err)
+	}
+	m, err := parseManifest(text, file)
+	if err != nil {
+		return err
+	}
+	if m.Agent.Image != "" {
+		return fmt.Errorf("agent.image: %s needs the docker backend, which this version has not; remove it to run the agent on this machine, unconfined", m.Agent.Image)
+	}
+	if len(argv) == 0 && !detach {
+		argv = m.Agent.Command
+	}
+	dir, err := a.dirOf(m.Name)
+	if err != nil {
+		return err
+	}
+	if err := dir.Create(); err != nil {
+		return err
+	}
+	c, err := a.assemble(dir, m, quiet())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return err
+	}
+	if err := c.prepare(ctx, a, path, accept); err != nil {
+		return err
+	}
+	if err := c.bringUp(ctx, a); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.err, "bottle %s is ready; the local backend does not confine the agent: it can reach the network around egress\n", m.Name)
+	if detach {
+		return nil
+	}
+	runErr := a.runAgent(ctx, c, argv)
+	stopErr := c.stop(context.WithoutCancel(ctx))
+	if runErr != nil {
+		if stopErr != nil {
+			fmt.Fprintln(a.err, "bottle: "+prompt.Text(stopErr.Error()))
+		}
+		return runErr
+	}
+	return stopErr
+}
+
+// prepare settles what an earlier run left, checks the manifest against the accepted one,
+// and writes what the bundle starts with.
+func (c *cell) prepare(ctx context.Context, a *app, path string, accept bool) error {
+	old, err := c.dir.LoadMetadata()
+	fresh := errors.Is(err, bottle.ErrNotFound)
+	if err != nil && !fresh {
+		return err
+	}
+	if old.Init.Alive() || old.Keeper.Alive() {
+		return fmt.Errorf("bottle %[1]s is running already; bottle stop %[1]s ends it, bottle restart %[1]s starts its daemons anew", c.name)
+	}
+	if !fresh {
+		if err := c.endSession(ctx); err != nil {
+			return err
+		}
+		if err := c.acceptManifest(a, accept); err != nil {
+			return err
+		}
+	}
+	return c.locked(ctx, func() error {
+		err := c.dir.UpdateMetadata(func(m *bottle.Metadata) error {
+			m.Backend, m.Manifest, m.StartedAt, m.StoppedAt = "local", path, time.Now().UTC(), time.Time{}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		base, err := c.apply.Expected(ctx)
+		if err != nil {
+			return err
+		}
+		if err := launch.Prepare(c.dir, c.manifest, launch.Files(base)); err != nil {
+			return err
+		}
+		permanent, err := permanentRoutes(base.Routes)
+		if err != nil {
+			return err
+		}
+		accepted := *c.manifest
+		accepted.Egress.Routes = append(slices.Clone(c.manifest.Egress.Routes), permanent...)
+		text, err := accepted.Encode()
+		if err != nil {
+			return err
+		}
+		return bottle.WriteFile(c.dir.Manifest(), text, 0o600)
+	})
+}
+
+// endSession settles what a killed apply left, and ends the grants that last until the
+// bottle stops. No bundle runs.
+func (c *cell) endSession(ctx context.Context) error {
+	if _, err := os.Stat(c.dir.Routes()); errors.Is(err, fs.ErrNotExist) {
+		return nil // the first start did not come that far
+	}
+	if _, err := c.apply.Recover(ctx); err != nil {
+		return err
+	}
+	_, err := c.apply.EndSession(ctx)
+	return err
+}
+
+// acceptManifest shows how the manifest differs from the one accepted at the last start,
+// and asks: it may lie where an agent can write.
+func (c *cell) acceptManifest(a *app, accept bool) error {
+	old, err := loadAccepted(c.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	old.Egress.Routes = ownRoutes(old)
+	diff := bottle.ManifestDiff(old, c.manifest)
+	if diff.Empty() {
+		return nil
+	}
+	v := prompt.View{Proposal: &bottle.Proposal{Diffs: []bottle.FileDiff{diff}}, Color: wantColor(a.err)}
+	fmt.Fprintln(a.err, "the manifest differs from the one that was accepted at the last start:")
+	if err := v.RenderChange(a.err); err != nil {
+		return err
+	}
+	if accept {
+		return nil
+	}
+	tty, err := openTTY("give --accept if this is what you want")
+	if err != nil {
+		return fmt.Errorf("the manifest changed: %w", err)
+	}
+	defer tty.Close()
+	yes, err := a.console(tty).Confirm(bufio.NewReader(tty), "start with it?")
+	if err != nil || !yes {
+		return errors.Join(errors.New("not started; the accepted manifest stands"), ignoreEOF(err))
+	}
+	return nil
+}
+
+// bringUp starts the keeper, which starts the bundle, and waits for both.
+func (c *cell) bringUp(ctx context.Context, a *app) error {
+	if err := c.startKeeper(ctx, a); err != nil {
+		return err
+	}
+	if _, err := c.local.WaitReady(ctx); err != nil {
+		return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
+	}
+	return c.trail.Record(ctx, bottle.Event{Name: string(audit.Started), By: actor()})
+}
+
+// startKeeper runs bottle keep in a session of its own. It inherits the environment, where
+// the tokens are, and keeps it from the bundle and from the agent.
+func (c *cell) startKeeper(ctx context.Context, a *app) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	logFile, err := os.OpenFile(c.dir.Path("keep.log"), os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("start the keeper: %w", err)
+	}
+	defer logFile.Close()
+	before, err := c.dir.LoadMetadata()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "keep", c.name, "--state-dir", a.set.StateDir) //nolint:gosec,noctx // G204: ourselves, to outlive us
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the keeper: %w", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		m, err := c.dir.LoadMetadata()
+		if err == nil && m.Keeper.PID == cmd.Process.Pid && m.Init != before.Init {
+			return nil
+		}
+		select {
+		case err := <-ended:
+			return fmt.Errorf("the keeper did not come up (%v): %s", err, lastLine(c.dir.Path("keep.log")))
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), c.stop(context.WithoutCancel(ctx)))
+		case <-tick.C:
+		}
+	}
+}
+
+func lastLine(path string) string {
+	b, err := bottle.ReadFile(path, 16<<20)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	return lines[len(lines)-1] + " (log: " + path + ")"
+}
+
+// runAgent runs the agent's command with the bottle's environment, or waits for Ctrl-C.
+func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
+	env, err := launch.AgentEnv(c.dir)
+	if err != nil {
+		return err
+	}
+	if len(argv) == 0 {
+		fmt.Fprintf(a.err, "no agent was given; run yours with this environment (Ctrl-C stops the bottle):\n\n")
+		for _, kv := range env {
+			fmt.Fprintln(a.out, "export "+kv)
+		}
+		<-ctx.Done()
+		return nil
+	}
+	own, err := c.manifest.Agent.Environ(os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	for k, v := range own {
+		env = append(env, k+"="+v)
+	}
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // G204: the operator's own agent
+	cmd.Env = launch.Environ(os.Environ(), env, c.manifest.Credentials)
+	cmd.Dir = c.manifest.Agent.Workspace
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second
+	err = cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		if exit.ExitCode() < 0 { // a signal ended it
+			return silentExit(128 + int(exit.Sys().(syscall.WaitStatus).Signal())) //nolint:errorlint,forcetypeassert // always so on Linux
+		}
+		return silentExit(exit.ExitCode())
+	case err != nil:
+		return fmt.Errorf("run the agent: %w", err)
+	}
+	return nil
+}
+
+func (a *app) stopCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "stop NAME", Short: "stop a bottle; its session and once grants end", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.open(args[0], quiet())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if err := c.stop(cmd.Context()); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "bottle %s is stopped\n", c.name)
+			return nil
+		},
+	}
+}
+
+// stop ends the keeper, then the bundle, then the grants. Each part may be gone already.
+func (c *cell) stop(ctx context.Context) error {
+	m, err := c.dir.LoadMetadata()
+	if err != nil {
+		return err
+	}
+	if err := launch.EndProcess(ctx, m.Keeper); err != nil {
+		return err
+	}
+	if err := c.local.Stop(ctx); err != nil {
+		return err
+	}
+	if err := c.endSession(ctx); err != nil {
+		return err
+	}
+	return c.locked(ctx, func() error {
+		if !m.StoppedAt.IsZero() {
+			return nil // it was stopped before
+		}
+		if err := c.trail.Record(ctx, bottle.Event{Name: string(audit.Stopped), By: actor()}); err != nil {
+			return err
+		}
+		return c.dir.UpdateMetadata(func(m *bottle.Metadata) error { m.StoppedAt = time.Now().UTC(); return nil })
+	})
+}
+
+func actor() *bottle.Actor {
+	by := operator()
+	return &by
+}
+
+func (a *app) restartCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "restart NAME", Short: "start a bottle's daemons anew; grants, revisions and the agent's MCP session stay", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := a.open(args[0], quiet())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			m, err := c.dir.LoadMetadata()
+			if err != nil {
+				return err
+			}
+			if !m.StoppedAt.IsZero() {
+				return fmt.Errorf("bottle %s is stopped; bottle start -f %s starts it", c.name, m.Manifest)
+			}
+			if err := launch.EndProcess(ctx, m.Keeper); err != nil {
+				return err
+			}
+			if err := c.local.Stop(ctx); err != nil {
+				return err
+			}
+			if err := c.startKeeper(ctx, a); err != nil {
+				return err
+			}
+			if _, err := c.local.WaitReady(ctx); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.out, "bottle %s is ready again\n", c.name)
+			return nil
+		},
+	}
+}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bottle/bottle"
+	"bottle/bottle/prompt"
+	"bottle/bottle/queue"
+)
+
+// bottleJSON is ls --json.
+type bottleJSON struct {
+	Name      string    `json:"name"`
+	Status    string    `json:"status"` // ready, starting, down, unattended (no keeper), stopped
+	Backend   string    `json:"backend"`
+	StartedAt time.Time `json:"started_at"`
+	Pending   int       `json:"pending"`
+	Manifest  string    `json:"manifest"`
+	StateDir  string    `json:"state_dir"`
+	Problem   string    `json:"problem,omitempty"`
+}
+
+func (a *app) lsCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "ls", Short: "list the bottles", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			names, err := a.names()
+			if err != nil {
+				return err
+			}
+			out := make([]bottleJSON, 0, len(names))
+			for _, name := range names {
+				dir, err := a.dirOf(name)
+				if err != nil {
+					continue // not a bottle's directory
+				}
+				b := describe(dir)
+				if recs, _, err := queue.NewReader(dir).Records(cmd.Context()); err == nil {
+					for _, r := range recs {
+						if r.State.Status() == bottle.Pending {
+							b.Pending++
+						}
+					}
+				}
+				out = append(out, b)
+			}
+			if a.json {
+				return prompt.JSON(a.out, out)
+			}
+			if len(out) == 0 {
+				fmt.Fprintln(a.out, "there is no bottle; bottle start -f FILE makes one")
+				return nil
+			}
+			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "NAME\tSTATUS\tBACKEND\tSTARTED\tWAITING\tMANIFEST")
+			for _, b := range out {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", prompt.Text(b.Name), b.Status, prompt.Text(b.Backend),
+					prompt.Ago(time.Since(b.StartedAt)), b.Pending, prompt.Text(b.Manifest))
+				if b.Problem != "" {
+					fmt.Fprintln(a.err, "bottle: "+prompt.Text(b.Problem))
+				}
+			}
+			return w.Flush()
+		},
+	}
+	return a.listing(c)
+}
+
+func describe(dir *bottle.Dir) bottleJSON {
+	b := bottleJSON{Name: dir.Name(), StateDir: dir.Path(), Status: "stopped"}
+	m, err := dir.LoadMetadata()
+	if err != nil {
+		b.Status, b.Problem = "unknown", err.Error()
+		return b
+	}
+	b.Backend, b.StartedAt, b.Manifest = m.Backend, m.StartedAt, m.Manifest
+	var st bottle.InitStatus
+	switch {
+	case !m.StoppedAt.IsZero():
+	case !m.Init.Alive():
+		b.Status = "down"
+		b.Problem = fmt.Sprintf("bottle %[1]s: its daemons are down; bottle restart %[1]s starts them, bottle stop %[1]s ends it", b.Name)
+	case bottle.ReadJSON(dir.InitStatus(), 0, &st) != nil || !st.Ready || st.PID != m.Init.PID:
+		b.Status = "starting"
+	case !m.Keeper.Alive():
+		b.Status = "unattended"
+		b.Problem = fmt.Sprintf("bottle %[1]s has no keeper, so new requests wait; bottle keep %[1]s, or bottle restart %[1]s, starts one", b.Name)
+	default:
+		b.Status = "ready"
+	}
+	return b
+}
+
+func (a *app) logsCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "logs NAME", Short: "print the logs of a bottle's daemons and of its keeper", Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			dir, err := a.dirOf(args[0])
+			if err != nil {
+				return err
+			}
+			if _, err := dir.LoadMetadata(); err != nil {
+				return err
+			}
+			for _, name := range []string{"sidecars.log", "keep.log"} {
+				if err := copyLog(a.out, dir.Path(name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// copyLog prints a log with nothing in it that could act on the terminal.
+func copyLog(w io.Writer, path string) error {
+	f, err := os.Open(path) //nolint:gosec // G304: a log of ours
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = io.Copy(prompt.LineWriter(w), f)
+	return err
+}

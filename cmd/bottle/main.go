@@ -1,0 +1,84 @@
+// Command bottle is the operator's side: it starts bottles, shows what their agents ask
+// for, and carries out what the operator decides.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"syscall"
+
+	"bottle/bottle"
+	"bottle/bottle/prompt"
+)
+
+// Exit codes, as documented in README.md.
+const (
+	exitDone        = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitNotFound    = 3
+	exitChanged     = 4
+	exitUnconfirmed = 5
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+// run is main without the process: it returns the exit code.
+func run(ctx context.Context, args []string) int {
+	root := newRoot(os.Stdin, os.Stdout, os.Stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil {
+		if msg := err.Error(); msg != "" {
+			fmt.Fprintln(os.Stderr, "bottle: "+prompt.Text(msg))
+		}
+	}
+	return exitCode(err)
+}
+
+// A usageError is a call that the command line does not permit.
+type usageError struct{ error }
+
+func (u usageError) Unwrap() error { return u.error }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// A silentExit is the code of a command that was run for the operator, who saw its output.
+type silentExit int
+
+func (silentExit) Error() string { return "" }
+
+// exitCode is the one table of errors and exit codes.
+func exitCode(err error) int {
+	var usage usageError
+	var silent silentExit
+	var child *exec.ExitError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.As(err, &silent):
+		return int(silent)
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, bottle.ErrChanged):
+		return exitChanged
+	case errors.Is(err, bottle.ErrUnconfirmed):
+		return exitUnconfirmed
+	case errors.Is(err, bottle.ErrNotFound):
+		return exitNotFound
+	case errors.Is(err, bottle.ErrAmbiguous):
+		return exitUsage
+	case errors.As(err, &child):
+		return exitFailed
+	}
+	return exitFailed
+}

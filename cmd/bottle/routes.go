@@ -1,0 +1,232 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bottle/bottle"
+	"bottle/bottle/prompt"
+)
+
+// fileJSON is routes --json and allowlist --json: one object for each bottle.
+type fileJSON struct {
+	Bottle   string         `json:"bottle"`
+	File     string         `json:"file"`
+	Revision bottle.Hash    `json:"revision,omitempty"` // of the file
+	InForce  bottle.Hash    `json:"in_force,omitempty"` // as the daemon says
+	Problem  string         `json:"problem,omitempty"`
+	Routes   []bottle.Route `json:"routes,omitempty"`
+	Hosts    []string       `json:"hosts,omitempty"`
+}
+
+func (a *app) routesCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "routes", Short: "show what the agent may reach, and until when", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.showFiles(bottle.RoutesFile) },
+	}
+	c.AddCommand(a.editCmd(bottle.RoutesFile, "edit routes.yaml; see what would change, then put it in force"))
+	return a.listing(c)
+}
+
+func (a *app) allowlistCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "allowlist", Short: "show the hosts that pipelock allows", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.showFiles(bottle.PipelockFile) },
+	}
+	c.AddCommand(a.editCmd(bottle.PipelockFile, "edit pipelock.yaml; see what would change, then put it in force"))
+	return a.listing(c)
+}
+
+func (a *app) showFiles(file string) error {
+	names, err := a.names()
+	if err != nil {
+		return err
+	}
+	out := make([]fileJSON, 0, len(names))
+	for _, name := range names {
+		dir, err := a.dirOf(name)
+		if err != nil {
+			continue // not a bottle's directory
+		}
+		out = append(out, readFileState(dir, file))
+	}
+	if a.json {
+		return prompt.JSON(a.out, out)
+	}
+	if len(out) == 0 {
+		fmt.Fprintln(a.out, "there is no bottle")
+		return nil
+	}
+	var failed bool
+	for _, f := range out {
+		failed = a.printFile(f) || failed
+	}
+	if failed {
+		return silentExit(exitFailed)
+	}
+	return nil
+}
+
+func readFileState(dir *bottle.Dir, file string) fileJSON {
+	f := fileJSON{Bottle: dir.Name(), File: file}
+	b, err := os.ReadFile(dir.Path("etc", file))
+	if err != nil {
+		f.Problem = err.Error()
+		return f
+	}
+	if f.Revision, err = bottle.CheckSeal(b); err != nil {
+		f.Problem = err.Error() + "; bottle " + strings.TrimSuffix(editName(file), " edit") + " edit adopts or drops a hand edit"
+	}
+	if file == bottle.RoutesFile {
+		doc, err := bottle.ParseRoutes(b)
+		if err != nil {
+			f.Problem = err.Error()
+			return f
+		}
+		f.Routes = doc.Routes()
+	} else {
+		hosts, err := pipelockCodec{}.Lines(b)
+		if err != nil {
+			f.Problem = err.Error()
+			return f
+		}
+		f.Hosts = hosts
+	}
+	var st bottle.DaemonStatus
+	daemon := bottle.DaemonEgress
+	if file == bottle.PipelockFile {
+		daemon = bottle.DaemonPipelock
+	}
+	if m, err := dir.LoadMetadata(); err == nil && m.Init.Alive() {
+		if err := bottle.ReadJSON(dir.DaemonStatus(daemon), 0, &st); err == nil {
+			f.InForce = st.Revision
+		}
+	}
+	return f
+}
+
+func editName(file string) string {
+	if file == bottle.RoutesFile {
+		return "routes edit"
+	}
+	return "allowlist edit"
+}
+
+func (a *app) printFile(f fileJSON) (failed bool) {
+	state := "not running"
+	switch {
+	case f.InForce == "":
+	case f.InForce == f.Revision:
+		state = "in force"
+	default:
+		state = "NOT in force: the daemon has " + f.InForce.Short()
+	}
+	fmt.Fprintf(a.out, "%s  %s  %s  %s\n", prompt.Text(f.Bottle), f.File, f.Revision.Short(), state)
+	if f.Problem != "" {
+		fmt.Fprintln(a.err, "bottle: "+prompt.Text(f.Problem))
+	}
+	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	for _, r := range f.Routes {
+		source := "manifest"
+		if g := r.Grant; g != nil {
+			source = fmt.Sprintf("%s, by %s", prompt.Text(g.Request), prompt.Text(g.By))
+			switch {
+			case g.ExpiresAt == nil:
+				source += ", " + g.Duration.Words()
+			case g.ExpiresAt.After(time.Now()):
+				source += ", for another " + prompt.Span(time.Until(*g.ExpiresAt))
+			default:
+				source += ", ended"
+			}
+		}
+		r.Grant = nil
+		for _, l := range r.Lines() {
+			fmt.Fprintf(w, "  %s\t%s\n", prompt.Text(l), source)
+		}
+	}
+	for _, h := range f.Hosts {
+		fmt.Fprintf(w, "  %s\n", prompt.Text(h))
+	}
+	_ = w.Flush()
+	return f.Problem != ""
+}
+
+func (a *app) editCmd(file, short string) *cobra.Command {
+	c := &cobra.Command{
+		Use: "edit", Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			name, err := a.oneName()
+			if err != nil {
+				return err
+			}
+			c, err := a.open(name, quiet())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			tty, err := openTTY("edit needs one")
+			if err != nil {
+				return err
+			}
+			defer tty.Close()
+			return a.edit(cmd.Context(), c, file, tty)
+		},
+	}
+	return a.forBottle(c)
+}
+
+// edit loops until the text is valid and confirmed, or dropped: what the operator typed is
+// never thrown away because of a mistake in it.
+func (a *app) edit(ctx context.Context, c *cell, file string, tty *os.File) error {
+	con, lines := a.console(tty), bufio.NewReader(tty)
+	now, err := os.ReadFile(c.dir.Path("etc", file))
+	if err != nil {
+		return err
+	}
+	text := bottle.Body(now)
+	for {
+		if text, err = prompt.EditFile(ctx, a.set.Editor, file, text, tty); err != nil {
+			return err
+		}
+		plan, err := c.apply.PreviewEdit(ctx, file, text)
+		if err != nil {
+			fmt.Fprintln(tty, prompt.Text(err.Error()))
+			again, askErr := con.Confirm(lines, "edit again?")
+			if askErr != nil || !again {
+				return errors.Join(errors.New("not changed"), ignoreEOF(askErr))
+			}
+			continue
+		}
+		if !slices.ContainsFunc(plan.Proposal.Diffs, func(d bottle.FileDiff) bool { return !d.Empty() }) && string(text) == string(bottle.Body(now)) {
+			fmt.Fprintln(a.out, "nothing changed")
+			return nil
+		}
+		v := prompt.View{Proposal: &plan.Proposal, Color: con.Color}
+		if err := v.RenderChange(tty); err != nil {
+			return err
+		}
+		yes, err := con.Confirm(lines, "put this in force?")
+		if err != nil || !yes {
+			return errors.Join(errors.New("not changed"), ignoreEOF(err))
+		}
+		out, err := c.apply.Edit(ctx, file, text, operator(), plan.Proposal.Digest())
+		if errors.Is(err, bottle.ErrChanged) {
+			fmt.Fprintln(tty, "it changed since you looked; here it is again")
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(a.out, outcomeText(file, out))
+		return nil
+	}
+}
