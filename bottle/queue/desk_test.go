@@ -368,19 +368,19 @@ func TestKilledAfterTheAuditLine(t *testing.T) {
 }
 
 func TestKilledBeforeTheAnswer(t *testing.T) {
-	h := newHost(t)
-	rec := h.file("a.example.com")
-	decision := filepath.Join(h.dir.Decisions(), rec.Request.ID+".json")
-	before, err := os.ReadFile(decision)
-	must(t, err)
-	must(t, h.desk.Deny(t.Context(), rec, operator, "no"))
-	for name, damage := range map[string]func() error{
-		"old":       func() error { return os.WriteFile(decision, before, 0o600) },
-		"missing":   func() error { return os.Remove(decision) },
-		"truncated": func() error { return os.Truncate(decision, 10) },
+	for name, damage := range map[string]func(decision string, before []byte) error{
+		"old":       func(decision string, before []byte) error { return os.WriteFile(decision, before, 0o600) },
+		"missing":   func(decision string, _ []byte) error { return os.Remove(decision) },
+		"truncated": func(decision string, _ []byte) error { return os.Truncate(decision, 10) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			must(t, damage())
+			h := newHost(t)
+			rec := h.file("a.example.com")
+			decision := filepath.Join(h.dir.Decisions(), rec.Request.ID+".json")
+			before, err := os.ReadFile(decision)
+			must(t, err)
+			must(t, h.desk.Deny(t.Context(), rec, operator, "no"))
+			must(t, damage(decision, before))
 			h.desk = h.newDesk()
 			h.intake()
 			var a bottle.Answer

@@ -22,7 +22,7 @@ import (
 // are new, and whatever was passed over. The error joins what could not be done; all else
 // was.
 func (d *Desk) Intake(ctx context.Context) ([]*bottle.Record, []Problem, error) {
-	names, _, err := readNames(d.dir.Records(), maxNames)
+	names, _, err := readNames(d.dir.Records())
 	if err != nil {
 		return nil, nil, fmt.Errorf("records: %w", err)
 	}
@@ -85,7 +85,7 @@ func (p *pass) problem(file, id string, err error) {
 const maxLooks = 1000
 
 func (p *pass) requests() error {
-	names, more, err := readNames(p.dir.Requests(), maxNames)
+	names, more, err := readNames(p.dir.Requests())
 	if err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}
@@ -255,7 +255,7 @@ func (p *pass) again(row *row, name string) error {
 }
 
 func (p *pass) cancels() error {
-	names, more, err := readNames(p.dir.Cancels(), maxNames)
+	names, more, err := readNames(p.dir.Cancels())
 	if err != nil {
 		return fmt.Errorf("queue: %w", err)
 	}

@@ -66,9 +66,9 @@ func shortNumber(short string) int {
 	return n
 }
 
-// readNames lists a directory, in no order, without following a link at its last element.
+// readNames lists a directory, up to maxNames and in no order, without following a link at its last element.
 // A directory that is not there is empty.
-func readNames(dir string, limit int) (names []string, more bool, err error) {
+func readNames(dir string) (names []string, more bool, err error) {
 	f, err := openDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false, nil
@@ -77,12 +77,12 @@ func readNames(dir string, limit int) (names []string, more bool, err error) {
 		return nil, false, err
 	}
 	defer f.Close()
-	names, err = f.Readdirnames(limit + 1)
+	names, err = f.Readdirnames(maxNames + 1)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, false, fmt.Errorf("read %s: %w", dir, err)
 	}
-	if len(names) > limit {
-		return names[:limit], true, nil
+	if len(names) > maxNames {
+		return names[:maxNames], true, nil
 	}
 	return names, false, nil
 }

@@ -53,7 +53,11 @@ func NewReader(dir *bottle.Dir) *Reader { return &Reader{dir: dir} }
 // Records returns all records, oldest first, each read anew. Files that can't be read are
 // Problems, and the rest is returned all the same. For a listing see [Reader.List].
 func (r *Reader) Records(ctx context.Context) ([]*bottle.Record, []Problem, error) {
-	return r.read(ctx, func(*row) bool { return true })
+	recs, problems, err := r.read(ctx, func(*row) bool { return true })
+	if err != nil {
+		return nil, nil, err
+	}
+	return recs, append(problems, r.refused()...), nil
 }
 
 // Approved returns the records whose approval has not come to an end: under way, or in
@@ -201,7 +205,7 @@ func (r *Reader) Find(ctx context.Context, id string) (*bottle.Record, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	names, _, err := readNames(r.dir.Records(), maxNames)
+	names, _, err := readNames(r.dir.Records())
 	if err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}

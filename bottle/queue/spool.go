@@ -97,7 +97,7 @@ func NewSpool(cfg SpoolConfig) (*Spool, error) {
 func (s *Spool) Close() error { return s.watch.close() }
 
 func (s *Spool) load() error {
-	names, _, err := readNames(s.cfg.Requests, maxNames)
+	names, _, err := readNames(s.cfg.Requests)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (s *Spool) load() error {
 		s.keep(&r)
 		s.open[id] = true
 	}
-	names, _, err = readNames(s.cfg.Cancels, maxNames)
+	names, _, err = readNames(s.cfg.Cancels)
 	if err != nil {
 		return err
 	}

@@ -58,9 +58,9 @@ func submit(t testing.TB, s *queue.Spool, a bottle.Ask, key string) bottle.Ticke
 }
 
 // answer plays the host for tests of the spool alone.
-func answer(t testing.TB, d *bottle.Dir, id, short string, st bottle.Status) {
+func answer(t testing.TB, d *bottle.Dir, id string, st bottle.Status) {
 	t.Helper()
-	a := bottle.Answer{Schema: bottle.Schema, ID: id, Short: short, Status: st}
+	a := bottle.Answer{Schema: bottle.Schema, ID: id, Short: "r1", Status: st}
 	if err := bottle.WriteJSON(filepath.Join(d.Decisions(), id+".json"), a); err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +95,7 @@ func TestSubmitJoinsOnlyWhatIsPending(t *testing.T) {
 	if got := submit(t, s, second, ""); !got.Joined || got.Request.ID != first.Request.ID || got.Request.Ask.Reason != "to build" {
 		t.Errorf("joined: %+v", got)
 	}
-	answer(t, d, first.Request.ID, "r1", bottle.Denied)
+	answer(t, d, first.Request.ID, bottle.Denied)
 	third := submit(t, s, ask("example.com"), "")
 	if third.Joined || third.Request.ID == first.Request.ID {
 		t.Errorf("joined a denied request: %+v", third)
@@ -168,7 +168,7 @@ func TestSubmitFullQueue(t *testing.T) {
 	if !errors.Is(err, bottle.ErrLimit) || !strings.Contains(err.Error(), "at most 2") {
 		t.Fatalf("error %v", err)
 	}
-	answer(t, d, one.Request.ID, "r1", bottle.Denied)
+	answer(t, d, one.Request.ID, bottle.Denied)
 	submit(t, s, ask("c.example.com"), "")
 }
 
@@ -198,7 +198,7 @@ func TestGetByEitherID(t *testing.T) {
 	if _, err := s.Get(t.Context(), "r1"); !errors.Is(err, bottle.ErrNotFound) {
 		t.Errorf("before it has one: %v", err)
 	}
-	answer(t, d, tk.Request.ID, "r1", bottle.Pending)
+	answer(t, d, tk.Request.ID, bottle.Pending)
 	for _, id := range []string{"r1", "R1", tk.Request.ID} {
 		got, err := s.Get(t.Context(), id)
 		if err != nil || got.Request.ID != tk.Request.ID || got.Answer == nil {
@@ -230,7 +230,7 @@ func TestCancel(t *testing.T) {
 			t.Errorf("%+v, %v", got, err)
 		}
 	}
-	answer(t, d, tk.Request.ID, "r1", bottle.Applied)
+	answer(t, d, tk.Request.ID, bottle.Applied)
 	if _, err := s.Cancel(t.Context(), "r1"); !errors.Is(err, bottle.ErrState) {
 		t.Errorf("cancel what is applied: %v", err)
 	}
@@ -293,9 +293,9 @@ func TestWait(t *testing.T) {
 			got <- result{t, err}
 		}()
 	}
-	answer(t, d, tk.Request.ID, "r1", bottle.Pending)
-	answer(t, d, tk.Request.ID, "r1", bottle.Approved)
-	answer(t, d, tk.Request.ID, "r1", bottle.Applied)
+	answer(t, d, tk.Request.ID, bottle.Pending)
+	answer(t, d, tk.Request.ID, bottle.Approved)
+	answer(t, d, tk.Request.ID, bottle.Applied)
 	for range waiters {
 		if r := <-got; r.err != nil || r.t.Status() != bottle.Applied {
 			t.Fatalf("%+v, %v", r.t, r.err)

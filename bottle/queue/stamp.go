@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -31,7 +32,7 @@ func stampAt(dir int, path string) (stamp, error) {
 	var st unix.Stat_t
 	for {
 		err := unix.Fstatat(dir, path, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if err == unix.EINTR { //nolint:errorlint // a bare errno
+		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
