@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"reflect"
 	"regexp"
 	"strconv"
@@ -219,6 +220,8 @@ func (d strictDecoder) fields(n *yaml.Node, v reflect.Value, where string) error
 var (
 	timeType     = reflect.TypeFor[time.Time]()
 	durationType = reflect.TypeFor[time.Duration]()
+	prefixType   = reflect.TypeFor[netip.Prefix]()
+	addrType     = reflect.TypeFor[netip.Addr]()
 )
 
 func leaf(t reflect.Type) bool {
@@ -275,6 +278,9 @@ func (d strictDecoder) scalar(n *yaml.Node, v reflect.Value, where string) error
 			return wrong
 		}
 		if err := u.UnmarshalText([]byte(n.Value)); err != nil {
+			if v.Type() == prefixType || v.Type() == addrType {
+				return wrong
+			}
 			return d.wrap(n, fmt.Errorf("%s: %w", orFile(where), err))
 		}
 	}
@@ -306,6 +312,24 @@ func child(n *yaml.Node, key string) *yaml.Node {
 		}
 	}
 	return nil
+}
+
+// nodeAt follows keys (string) and indexes (int) as far as they go, for the line of an error.
+func nodeAt(n *yaml.Node, path ...any) *yaml.Node {
+	for _, p := range path {
+		next := n
+		switch p := p.(type) {
+		case string:
+			next = child(n, p)
+		case int:
+			next = element(n, p)
+		}
+		if next == nil {
+			return n
+		}
+		n = next
+	}
+	return n
 }
 
 // element returns the i-th node of a sequence, or the sequence itself.
@@ -357,6 +381,10 @@ func wanted(t reflect.Type) string {
 		return "a time span such as 10m or 24h"
 	case t == reflect.TypeFor[Duration]():
 		return "once, session, permanent, or a time span such as 10m"
+	case t == prefixType:
+		return "a network such as 10.1.0.0/16"
+	case t == addrType:
+		return "an address such as 10.1.2.3"
 	}
 	switch t.Kind() {
 	case reflect.Pointer:
@@ -380,12 +408,12 @@ func wanted(t reflect.Type) string {
 }
 
 // Nearest returns the known key that key is most likely a misspelling of, or "" if none
-// is near: at most a third of its letters may be wrong, swapped, missing or too many.
+// is near: at most about a third of its letters may be wrong, swapped, missing or too many.
 func Nearest(key string, known []string) string {
 	if len(key) > 64 {
 		return ""
 	}
-	best, at := "", max(1, len(key)/3)+1
+	best, at := "", max(1, (len(key)+1)/3)+1
 	for _, k := range known {
 		if n := editDistance(strings.ToLower(key), k); n < at {
 			best, at = k, n
