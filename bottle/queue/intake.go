@@ -22,10 +22,11 @@ import (
 // are new, and whatever was passed over. The error joins what could not be done; all else
 // was.
 func (d *Desk) Intake(ctx context.Context) ([]*bottle.Record, []Problem, error) {
-	names, _, err := readNames(d.dir.Records())
+	dir, names, err := d.openRecords()
 	if err != nil {
-		return nil, nil, fmt.Errorf("records: %w", err)
+		return nil, nil, err
 	}
+	defer dir.Close()
 	var errs []error
 	errs = append(errs, d.finishAll(ctx, names))
 	rows, problems, err := d.load(ctx)

@@ -102,15 +102,11 @@ func (r *Reader) load(ctx context.Context) ([]*row, []Problem, error) {
 	if r.rows == nil {
 		r.rows = readIndex(r.dir.Path(indexFile), r.dir.Name())
 	}
-	dir, err := openDir(r.dir.Records())
+	dir, names, err := r.openRecords()
 	if err != nil {
-		return nil, nil, fmt.Errorf("records: %w", err)
+		return nil, nil, err
 	}
 	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return nil, nil, fmt.Errorf("records: %w", err)
-	}
 	names = slices.DeleteFunc(names, func(n string) bool { _, _, ok := parseRecordName(n); return !ok })
 	found := make([]*row, len(names))
 	errs := make([]error, len(names))
@@ -142,6 +138,20 @@ func (r *Reader) load(ctx context.Context) ([]*row, []Problem, error) {
 		r.store(rows)
 	}
 	return rows, problems, nil
+}
+
+// openRecords returns the directory of the records, and all names in it.
+func (r *Reader) openRecords() (*os.File, []string, error) {
+	dir, err := openDir(r.dir.Records())
+	if err != nil {
+		return nil, nil, fmt.Errorf("records: %w", err)
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		_ = dir.Close()
+		return nil, nil, fmt.Errorf("records: %w", err)
+	}
+	return dir, names, nil
 }
 
 // store writes the index. Without it the next reader is slower, and that is all.
@@ -205,10 +215,11 @@ func (r *Reader) Find(ctx context.Context, id string) (*bottle.Record, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	names, _, err := readNames(r.dir.Records())
+	dir, names, err := r.openRecords()
 	if err != nil {
-		return nil, fmt.Errorf("records: %w", err)
+		return nil, err
 	}
+	defer dir.Close()
 	want := strings.ToLower(strings.TrimSpace(id))
 	var hits []string
 	last := 0

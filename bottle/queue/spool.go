@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -34,6 +36,7 @@ type SpoolConfig struct {
 
 	MaxPending int              // undecided requests at a time; 0 means bottle.MaxPending
 	PerMinute  int              // submissions in any minute, joined ones too; 0 means bottle.MaxPerMinute
+	MaxKept    int              // requests in all, the oldest that came to an end go first; 0 means 10,000
 	Now        func() time.Time // nil means time.Now
 	Logger     *slog.Logger     // nil discards
 }
@@ -70,6 +73,9 @@ func NewSpool(cfg SpoolConfig) (*Spool, error) {
 	}
 	if cfg.PerMinute <= 0 {
 		cfg.PerMinute = bottle.MaxPerMinute
+	}
+	if cfg.MaxKept <= 0 {
+		cfg.MaxKept = 10_000
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -204,7 +210,39 @@ func (s *Spool) Submit(ctx context.Context, ask bottle.Ask, key string) (bottle.
 	}
 	s.open[r.ID] = true
 	s.recent = append(s.recent, now)
+	s.prune()
 	return s.ticket(r.ID), nil
+}
+
+// prune forgets the oldest of the requests that came to an end, when there are too many.
+// The host keeps its records of them.
+func (s *Spool) prune() {
+	over := len(s.requests) - s.cfg.MaxKept
+	if over <= 0 {
+		return
+	}
+	for _, id := range slices.Sorted(maps.Keys(s.requests)) { // UUIDv7 begins with the time
+		if over == 0 {
+			return
+		}
+		a := s.answers[id]
+		if a == nil || !a.Status.Final() {
+			continue
+		}
+		name := id + ext
+		if err := os.Remove(filepath.Join(s.cfg.Requests, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.cfg.Logger.Warn("can't forget an old request", "request", id, "error", err)
+			return
+		}
+		_ = os.Remove(filepath.Join(s.cfg.Cancels, name)) // of no effect any more
+		for _, k := range s.requests[id].Keys {
+			delete(s.keys, k)
+		}
+		delete(s.shorts, a.Short)
+		delete(s.answers, id)
+		delete(s.requests, id)
+		over--
+	}
 }
 
 // admit applies the rate limit. What is refused does not count.

@@ -191,6 +191,26 @@ func TestSubmitRateSurvivesRestart(t *testing.T) {
 	submit(t, s, ask("x.example.com"), "")
 }
 
+func TestSpoolForgetsTheOldest(t *testing.T) {
+	d := newDir(t)
+	s := newSpool(t, d, func(c *queue.SpoolConfig) { c.MaxKept = 2 })
+	var ids []string
+	for i, st := range []bottle.Status{bottle.Applied, bottle.Cancelled, bottle.Denied, bottle.Pending, bottle.Pending} {
+		tk := submit(t, s, ask(fmt.Sprintf("h%d.example.com", i)), fmt.Sprint("k", i))
+		answer(t, d, tk.Request.ID, st)
+		ids = append(ids, tk.Request.ID)
+	}
+	for _, s := range []*queue.Spool{s, newSpool(t, d)} {
+		list, err := s.List(t.Context())
+		if err != nil || len(list) != 3 || list[2].Request.ID != ids[0] || list[0].Request.ID != ids[4] {
+			t.Errorf("kept %+v, %v", list, err)
+		}
+	}
+	if left := glob(t, filepath.Join(d.Requests(), "*")); len(left) != 3 {
+		t.Errorf("on disk %v", left)
+	}
+}
+
 func TestGetByEitherID(t *testing.T) {
 	d := newDir(t)
 	s := newSpool(t, d)
