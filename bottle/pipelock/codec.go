@@ -1,0 +1,407 @@
+package pipelock
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+
+	"bottle/bottle"
+)
+
+// MaxBytes bounds a pipelock.yaml.
+const MaxBytes = 4 << 20
+
+// placeholder stands for the empty allowlist, which pipelock refuses in strict mode. No
+// name below .invalid ever resolves (RFC 6761, 6.4), and no route may use it either.
+const placeholder = "bottle.invalid"
+
+// The keys that are read here. All others are kept as they are.
+const (
+	keyMode      = "mode"
+	keyAllowlist = "api_allowlist"
+	keyEnforce   = "enforce"
+	keyAgents    = "agents"
+	modeStrict   = "strict"
+)
+
+// A Doc is a parsed pipelock.yaml. It keeps what it does not know, comments included.
+type Doc struct {
+	raw   []byte // without its revision line
+	root  *yaml.Node
+	allow []bottle.AllowEntry
+	dirty bool
+}
+
+// New returns a document with the keys that real pipelock needs to act as bottle's second
+// layer, and the allowlist.
+func New(allow []bottle.AllowEntry) (*Doc, error) {
+	doc, err := Parse([]byte("# The second layer's allowlist. bottle keeps api_allowlist in step with routes.yaml.\n" +
+		"version: 1\nmode: strict\nforward_proxy: {enabled: true}\napi_allowlist:\n  - " + placeholder + "\n"))
+	if err != nil {
+		return nil, err
+	}
+	return doc, doc.SetAllowlist(allow)
+}
+
+// Parse reads a pipelock.yaml, with or without revision line, whose seal it does not check.
+// It refuses whatever would let through more than the list: a mode other than strict, an
+// agent's profile with one, enforce: false, and a key that is there twice or comes by alias.
+// Errors name the key and the fix and wrap [bottle.ErrInvalid].
+func Parse(b []byte) (*Doc, error) {
+	if len(b) > MaxBytes {
+		return nil, invalid("%d bytes; at most %d", len(b), MaxBytes)
+	}
+	b = bottle.Body(b)
+	if len(bytes.TrimSpace(b)) == 0 {
+		return nil, invalid("the file is empty; it needs mode: strict and api_allowlist")
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	var root yaml.Node
+	if err := dec.Decode(&root); err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil, invalid("the file holds comments alone; it needs mode: strict and api_allowlist")
+		}
+		return nil, invalid("not YAML: %v", err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, invalid("more than one YAML document; keep the first")
+	}
+	doc := &Doc{raw: bytes.Clone(b), root: &root}
+	if err := doc.check(); err != nil {
+		return nil, err
+	}
+	list, err := find(doc.top(), keyAllowlist)
+	if err != nil {
+		return nil, err
+	}
+	if doc.allow, err = readAllowlist(list); err != nil {
+		return nil, err
+	}
+	return doc, nil
+}
+
+func (d *Doc) top() *yaml.Node { return d.root.Content[0] }
+
+func (d *Doc) check() error {
+	top := d.top()
+	if top.Kind != yaml.MappingNode {
+		return invalid("line %d: not a mapping of keys to values", top.Line)
+	}
+	if err := checkKeys(top); err != nil {
+		return err
+	}
+	mode, err := find(top, keyMode)
+	if err != nil {
+		return err
+	}
+	if mode == nil {
+		return invalid("mode: missing, and pipelock would take balanced, which lets unlisted hosts through; write mode: strict")
+	}
+	if err := checkStrict("mode", mode); err != nil {
+		return err
+	}
+	if err := checkEnforce("enforce", top); err != nil {
+		return err
+	}
+	agents, err := find(top, keyAgents)
+	if err != nil || agents == nil || agents.Kind != yaml.MappingNode {
+		return err
+	}
+	for i := 0; i+1 < len(agents.Content); i += 2 {
+		name, profile := "agents."+agents.Content[i].Value, agents.Content[i+1]
+		if profile.Kind != yaml.MappingNode {
+			continue
+		}
+		mode, err := find(profile, keyMode)
+		if err != nil {
+			return err
+		}
+		if mode != nil {
+			if err := checkStrict(name+".mode", mode); err != nil {
+				return err
+			}
+		}
+		if err := checkEnforce(name+".enforce", profile); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkKeys refuses, at any depth, what makes one file mean different things to different
+// readers.
+func checkKeys(n *yaml.Node) error {
+	if n.Kind == yaml.AliasNode {
+		return invalid("line %d: an alias (*%s); write the value out", n.Line, n.Value)
+	}
+	if n.Kind == yaml.MappingNode {
+		seen := map[string]bool{}
+		for i := 0; i < len(n.Content); i += 2 {
+			k := n.Content[i]
+			switch {
+			case k.Tag == "!!merge" || k.Value == "<<":
+				return invalid("line %d: a merge key (<<); write the keys out", k.Line)
+			case seen[k.Value]:
+				return invalid("line %d: %s is there twice; keep one", k.Line, k.Value)
+			}
+			seen[k.Value] = true
+		}
+	}
+	for _, c := range n.Content {
+		if err := checkKeys(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkStrict(key string, n *yaml.Node) error {
+	if n.Kind != yaml.ScalarNode || n.Value != modeStrict {
+		return invalid("line %d: %s is %q; only strict keeps unlisted hosts out", n.Line, key, n.Value)
+	}
+	return nil
+}
+
+func checkEnforce(key string, in *yaml.Node) error {
+	n, err := find(in, keyEnforce)
+	if err != nil || n == nil || n.Tag == "!!null" {
+		return err
+	}
+	var on bool
+	if err := n.Decode(&on); err != nil || !on {
+		return invalid("line %d: %s is %q, and pipelock would let through what it finds; remove it", n.Line, key, n.Value)
+	}
+	return nil
+}
+
+// find returns the value of a key of a mapping, nil if it is not there.
+func find(m *yaml.Node, key string) (*yaml.Node, error) {
+	if m.Kind != yaml.MappingNode {
+		return nil, invalid("line %d: not a mapping of keys to values", m.Line)
+	}
+	for i := 0; i+1 < len(m.Content); i += 2 {
+		if m.Content[i].Value == key {
+			return m.Content[i+1], nil
+		}
+	}
+	return nil, nil
+}
+
+func readAllowlist(list *yaml.Node) ([]bottle.AllowEntry, error) {
+	if list == nil || list.Kind != yaml.SequenceNode || len(list.Content) == 0 {
+		return nil, invalid("api_allowlist: missing, empty or not a list; for an empty one write %s as its only entry", placeholder)
+	}
+	out := []bottle.AllowEntry{}
+	seen := map[bottle.Host]bool{}
+	for _, n := range list.Content {
+		if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
+			return nil, invalid("line %d: api_allowlist: an entry is a host name, or *. and one", n.Line)
+		}
+		if n.Value == placeholder {
+			continue
+		}
+		h, err := bottle.ParsePattern(n.Value)
+		if err != nil {
+			return nil, fmt.Errorf("pipelock.yaml: line %d: api_allowlist: %w", n.Line, err)
+		}
+		if seen[h] {
+			return nil, invalid("line %d: api_allowlist: %s is there twice; keep one", n.Line, h)
+		}
+		seen[h] = true
+		ports, _, err := splitPorts(n.LineComment)
+		if err != nil {
+			return nil, fmt.Errorf("pipelock.yaml: line %d: api_allowlist: %s: %w", n.Line, h, err)
+		}
+		out = append(out, bottle.AllowEntry{Host: h, Ports: ports})
+	}
+	sortAllowlist(out)
+	return out, nil
+}
+
+// splitPorts reads "# ports 443,8443" or "# ports 443; a note". A comment that does not
+// start with the word ports is a note, and means the default ports.
+func splitPorts(comment string) (ports []int, note string, err error) {
+	text := strings.TrimSpace(strings.TrimLeft(comment, "#"))
+	list, ok := strings.CutPrefix(text, "ports")
+	if !ok || list != "" && list[0] != ' ' {
+		return bottle.DefaultPorts(), text, nil
+	}
+	list, note, _ = strings.Cut(list, ";")
+	for f := range strings.SplitSeq(list, ",") {
+		f = strings.TrimSpace(f)
+		n, err := strconv.ParseUint(f, 10, 16)
+		if err != nil || n == 0 || strings.HasPrefix(f, "0") {
+			return nil, "", invalid("the comment %q does not list ports; write # ports 443,8443", comment)
+		}
+		ports = append(ports, int(n))
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports), strings.TrimSpace(note), nil
+}
+
+func joinPorts(ports []int) string {
+	s := make([]string, len(ports))
+	for i, p := range ports {
+		s[i] = strconv.Itoa(p)
+	}
+	return strings.Join(s, ",")
+}
+
+func sortAllowlist(list []bottle.AllowEntry) {
+	slices.SortFunc(list, func(a, b bottle.AllowEntry) int { return strings.Compare(string(a.Host), string(b.Host)) })
+}
+
+// Allowlist returns the hosts and ports, sorted by host; the ports are never empty.
+func (d *Doc) Allowlist() []bottle.AllowEntry {
+	out := make([]bottle.AllowEntry, len(d.allow))
+	for i, e := range d.allow {
+		out[i] = bottle.AllowEntry{Host: e.Host, Ports: slices.Clone(e.Ports)}
+	}
+	return out
+}
+
+// SetAllowlist makes the list say what is given. Entries that stay keep their place and
+// their comments, new ones come last. An entry without ports gets the default ones.
+func (d *Doc) SetAllowlist(allow []bottle.AllowEntry) error {
+	want := map[bottle.Host][]int{}
+	for _, e := range allow {
+		h, err := bottle.ParsePattern(string(e.Host))
+		if err != nil {
+			return fmt.Errorf("pipelock.yaml: api_allowlist: %w", err)
+		}
+		if _, ok := want[h]; ok || h == placeholder {
+			return invalid("api_allowlist: %s is there twice or is the placeholder for an empty list", h)
+		}
+		ports := slices.Clone(e.Ports)
+		if len(ports) == 0 {
+			ports = bottle.DefaultPorts()
+		}
+		slices.Sort(ports)
+		ports = slices.Compact(ports)
+		if ports[0] < 1 || ports[len(ports)-1] > 65535 {
+			return invalid("api_allowlist: %s: ports are 1 to 65535", h)
+		}
+		want[h] = ports
+	}
+	next := make([]bottle.AllowEntry, 0, len(want))
+	for h, p := range want {
+		next = append(next, bottle.AllowEntry{Host: h, Ports: p})
+	}
+	sortAllowlist(next)
+	same := slices.EqualFunc(next, d.allow, func(a, b bottle.AllowEntry) bool {
+		return a.Host == b.Host && slices.Equal(a.Ports, b.Ports)
+	})
+	if same {
+		return nil
+	}
+	list, err := find(d.top(), keyAllowlist)
+	if err != nil {
+		return err
+	}
+	var nodes []*yaml.Node
+	for _, n := range list.Content {
+		h, err := bottle.ParsePattern(n.Value)
+		if err != nil {
+			continue
+		}
+		if ports, ok := want[h]; ok {
+			setPorts(n, ports)
+			nodes = append(nodes, n)
+			delete(want, h)
+		}
+	}
+	for _, e := range next {
+		if ports, ok := want[e.Host]; ok {
+			n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: string(e.Host)}
+			if e.Host.Wildcard() {
+				n.Style = yaml.DoubleQuotedStyle
+			}
+			setPorts(n, ports)
+			nodes = append(nodes, n)
+		}
+	}
+	if len(nodes) == 0 {
+		nodes = []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: placeholder}}
+	}
+	list.Content = nodes
+	list.Style &^= yaml.FlowStyle // comments on entries need a line each
+	d.allow, d.dirty = next, true
+	return nil
+}
+
+func setPorts(n *yaml.Node, ports []int) {
+	have, note, err := splitPorts(n.LineComment)
+	if err == nil && slices.Equal(have, ports) {
+		return
+	}
+	switch {
+	case slices.Equal(ports, bottle.DefaultPorts()) && note == "":
+		n.LineComment = ""
+	case slices.Equal(ports, bottle.DefaultPorts()):
+		n.LineComment = "# " + note
+	case note == "":
+		n.LineComment = "# ports " + joinPorts(ports)
+	default:
+		n.LineComment = "# ports " + joinPorts(ports) + "; " + note
+	}
+}
+
+// Bytes returns the sealed file and its revision. A document that was not changed comes
+// back byte for byte.
+func (d *Doc) Bytes() ([]byte, bottle.Hash, error) {
+	body := d.raw
+	if d.dirty {
+		var buf bytes.Buffer
+		enc := yaml.NewEncoder(&buf)
+		enc.SetIndent(2)
+		if err := enc.Encode(d.root); err != nil {
+			return nil, "", fmt.Errorf("pipelock.yaml: encode: %w", err)
+		}
+		if err := enc.Close(); err != nil {
+			return nil, "", fmt.Errorf("pipelock.yaml: encode: %w", err)
+		}
+		body = buf.Bytes()
+		// What is written must read back as what was meant, comments that carry ports included.
+		back, err := Parse(body)
+		if err != nil {
+			return nil, "", fmt.Errorf("pipelock.yaml: does not read back: %w", err)
+		}
+		if diff := bottle.DiffLines(bottle.PipelockFile, Lines(d), Lines(back)); !diff.Empty() {
+			return nil, "", fmt.Errorf("pipelock.yaml: reads back otherwise (+%v -%v): %w", diff.Add, diff.Remove, bottle.ErrCorrupt)
+		}
+	}
+	out, rev := bottle.Seal(body)
+	return out, rev, nil
+}
+
+// Keys returns the top-level keys that the built-in gate keeps but does not enforce.
+func (d *Doc) Keys() []string {
+	var out []string
+	for i := 0; i < len(d.top().Content); i += 2 {
+		switch k := d.top().Content[i].Value; k {
+		case keyMode, keyAllowlist, keyEnforce, "version":
+		default:
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// Lines describes the allowlist for a semantic diff, a line for each host.
+func Lines(d *Doc) []string {
+	out := make([]string, len(d.allow))
+	for i, e := range d.allow {
+		out[i] = string(e.Host) + "  ports " + joinPorts(e.Ports)
+	}
+	return out
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("pipelock.yaml: %s: %w", fmt.Sprintf(format, args...), bottle.ErrInvalid)
+}

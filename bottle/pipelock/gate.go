@@ -1,0 +1,305 @@
+package pipelock
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bottle/bottle"
+)
+
+// Limits of the gate. Its only client is egress, but a hijacked one must not exhaust it.
+const (
+	headerTimeout  = 10 * time.Second // to read a request's header
+	resolveTimeout = 10 * time.Second
+	dialTimeout    = 10 * time.Second // for all addresses of a name together
+	idleTimeout    = 90 * time.Second // of kept connections, on both sides
+	maxHeader      = 64 << 10
+	maxFlows       = 16 << 10 // tunnels and plain requests at once
+	drainTimeout   = 800 * time.Millisecond
+)
+
+// A Resolver finds the addresses of a name; [net.Resolver] is one.
+type Resolver interface {
+	LookupNetIP(ctx context.Context, network, host string) ([]netip.Addr, error)
+}
+
+// GateConfig configures the built-in gate.
+type GateConfig struct {
+	Config     string            // required: path of the live, sealed pipelock.yaml
+	Listener   net.Listener      // where to serve; or
+	Listen     string            // host:port of loopback to listen on, if there is no Listener
+	StatusPath string            // where to write a bottle.DaemonStatus; empty: nowhere
+	Resolve    map[string]string // host -> IP address, before any resolver; still classified
+	AllowCIDRs []netip.Prefix    // address classes that the operator opened; see allow.Classify
+	Resolver   Resolver          // nil: the system's
+	Reload     <-chan struct{}   // each receive reloads Config; nil: never
+	Logger     *slog.Logger      // required
+}
+
+// A Gate is the built-in second layer: a forward proxy for CONNECT and plain http that
+// enforces host, port and address class.
+type Gate struct {
+	cfg      GateConfig
+	log      *slog.Logger
+	listener net.Listener
+	resolve  map[bottle.Host]netip.Addr
+	instance string
+	forward  *httputil.ReverseProxy
+	plain    *http.Transport
+
+	// mu makes one step of "is it allowed" and "it is under way": a reload that forbids a
+	// host finds every flow to it, or the flow finds the new table.
+	mu       sync.Mutex
+	table    *table
+	flows    map[*flow]struct{}
+	draining bool
+	running  sync.WaitGroup // one for each flow
+
+	status   bottle.DaemonStatus // Run's goroutine alone
+	counters struct{ allowed, refused, failed, cut atomic.Uint64 }
+}
+
+// A table is one revision of the allowlist; it is never changed.
+type table struct {
+	revision bottle.Hash
+	ports    map[bottle.Host][]int
+	kept     []string // keys that are not enforced
+	rawHash  string
+}
+
+// A flow is a tunnel or a plain request under way.
+type flow struct {
+	host   bottle.Host
+	port   int
+	cancel context.CancelCauseFunc
+}
+
+// The causes for which flows are cut.
+var (
+	errForbidden = errors.New("no longer in the allowlist")
+	errStopping  = errors.New("the gate is stopping")
+)
+
+// NewGate reads the config and listens. It refuses to start on a config that [Parse]
+// refuses or whose seal is missing or wrong, since the alternative would be a guess at
+// what may be reached. Close the gate by ending [Gate.Run]'s context.
+func NewGate(cfg GateConfig) (*Gate, error) {
+	switch {
+	case cfg.Config == "":
+		return nil, errors.New("pipelock gate: Config is required: the path of pipelock.yaml")
+	case cfg.Logger == nil:
+		return nil, errors.New("pipelock gate: Logger is required")
+	case cfg.Listener == nil && cfg.Listen == "":
+		return nil, errors.New("pipelock gate: one of Listener and Listen is required")
+	}
+	if cfg.Resolver == nil {
+		cfg.Resolver = net.DefaultResolver
+	}
+	g := &Gate{
+		cfg:      cfg,
+		log:      cfg.Logger,
+		instance: rand.Text(),
+		resolve:  make(map[bottle.Host]netip.Addr, len(cfg.Resolve)),
+		flows:    map[*flow]struct{}{},
+	}
+	for name, s := range cfg.Resolve {
+		h, err := bottle.ParseHost(name)
+		if err != nil {
+			return nil, fmt.Errorf("pipelock gate: resolve: %w", err)
+		}
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, fmt.Errorf("pipelock gate: resolve: %s: %q is not an IP address", h, s)
+		}
+		g.resolve[h] = addr
+	}
+	t, _, err := load(cfg.Config)
+	if err != nil {
+		return nil, fmt.Errorf("pipelock gate: not started: %w", err)
+	}
+	g.table = t
+	if g.listener = cfg.Listener; g.listener == nil {
+		if g.listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
+			return nil, fmt.Errorf("pipelock gate: listen on %s: %w", cfg.Listen, err)
+		}
+	}
+	g.newForward()
+	g.status = bottle.DaemonStatus{
+		Schema: bottle.Schema, Daemon: bottle.DaemonPipelock, PID: os.Getpid(), Instance: g.instance,
+		Listen: g.listener.Addr().String(), Revision: t.revision, LoadedAt: time.Now().UTC(),
+	}
+	return g, nil
+}
+
+// Addr returns the address that the gate listens on.
+func (g *Gate) Addr() net.Addr { return g.listener.Addr() }
+
+// load reads, checks and compiles the live file. claimed is the revision that the file
+// bears, as far as it has one.
+func load(path string) (t *table, claimed bottle.Hash, err error) {
+	b, err := bottle.ReadFile(path, MaxBytes)
+	if err != nil {
+		return nil, "", err
+	}
+	claimed, err = bottle.CheckSeal(b)
+	doc, parseErr := Parse(b)
+	switch {
+	case parseErr != nil: // says more than that the seal is missing
+		return nil, claimed, parseErr
+	case err != nil:
+		return nil, "", fmt.Errorf("pipelock.yaml: %w", err)
+	}
+	raw := sha256.Sum256(b)
+	t = &table{revision: claimed, ports: map[bottle.Host][]int{}, kept: doc.Keys(), rawHash: hex.EncodeToString(raw[:])}
+	for _, e := range doc.Allowlist() {
+		t.ports[e.Host] = e.Ports
+	}
+	return t, claimed, nil
+}
+
+// Run serves until ctx ends, then lets what is under way finish for 0.8 s, cuts the rest,
+// and returns within a second: nil after ctx ended, else why it can't serve. Run is called
+// once. When it returns, no goroutine and no connection of the gate is left.
+func (g *Gate) Run(ctx context.Context) error {
+	defer g.plain.CloseIdleConnections()
+	g.log.Info("pipelock gate started", "listen", g.status.Listen, "config_hash", g.table.rawHash, "revision", g.table.revision, "hosts", len(g.table.ports))
+	if len(g.table.kept) > 0 {
+		g.log.Warn("keys of pipelock.yaml that the built-in gate keeps but does not enforce", "keys", g.table.kept)
+	}
+	srv := &http.Server{
+		Handler:           http.HandlerFunc(g.serve),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(g.listener) }()
+	g.writeStatus()
+
+	for {
+		select {
+		case <-ctx.Done():
+			g.drain(srv)
+			<-served
+			g.writeStatus()
+			g.log.Info("pipelock gate stopped")
+			return nil
+		case err := <-served:
+			g.drain(srv)
+			return fmt.Errorf("pipelock gate: serve: %w", err)
+		case _, ok := <-g.cfg.Reload:
+			if !ok {
+				g.cfg.Reload = nil
+				continue
+			}
+			g.reload()
+		}
+	}
+}
+
+// reload puts the live file in force, or keeps what is and says why in the status. A flow
+// that the new table forbids is cut before the status says that the table is in force.
+func (g *Gate) reload() {
+	t, claimed, err := load(g.cfg.Config)
+	if err != nil {
+		g.status.Refused = &bottle.Refusal{Revision: claimed, Error: err.Error(), At: time.Now().UTC()}
+		g.log.Error("config_reload", "status", "refused", "error", err.Error(), "in_force", g.status.Revision)
+		g.writeStatus()
+		return
+	}
+	g.mu.Lock()
+	g.table = t
+	cut := 0
+	for f := range g.flows {
+		if t.refuses(f.host, f.port) != "" {
+			f.cancel(errForbidden)
+			cut++
+		}
+	}
+	g.mu.Unlock()
+	g.counters.cut.Add(uint64(cut))
+	// A kept connection may lead to a host that is forbidden now; requests are judged one by
+	// one, so this is thrift rather than safety.
+	g.plain.CloseIdleConnections()
+	g.status.Revision, g.status.LoadedAt, g.status.Refused = t.revision, time.Now().UTC(), nil
+	g.log.Info("config_reload", "status", "success", "config_hash", t.rawHash, "revision", t.revision, "hosts", len(t.ports), "cut", cut)
+	g.writeStatus()
+}
+
+func (g *Gate) writeStatus() {
+	if g.cfg.StatusPath == "" {
+		return
+	}
+	g.status.Counters = map[string]uint64{
+		"allowed": g.counters.allowed.Load(), "refused": g.counters.refused.Load(),
+		"failed": g.counters.failed.Load(), "cut": g.counters.cut.Load(),
+	}
+	if err := bottle.WriteStatus(g.cfg.StatusPath, g.status); err != nil {
+		g.log.Error("can't say what is in force", "error", err.Error())
+	}
+}
+
+// drain takes no more, waits for what is under way, cuts it when its time is up, and
+// returns when nothing is left.
+func (g *Gate) drain(srv *http.Server) {
+	g.mu.Lock()
+	g.draining = true
+	g.mu.Unlock()
+	done := make(chan struct{})
+	go func() { g.running.Wait(); close(done) }()
+	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+	defer cancel()
+	_ = srv.Shutdown(ctx) // its error says that time was up; the rest is cut below
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+	g.mu.Lock()
+	for f := range g.flows {
+		f.cancel(errStopping)
+	}
+	g.mu.Unlock()
+	_ = srv.Close()
+	<-done
+}
+
+// admit registers a flow if the table in force allows it. The caller calls end when it is
+// over. ctx ends when the flow is to be cut; its cause says why.
+func (g *Gate) admit(parent context.Context, host bottle.Host, port int) (ctx context.Context, end func(), why string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.draining:
+		return nil, nil, errStopping.Error()
+	case len(g.flows) >= maxFlows:
+		return nil, nil, fmt.Sprintf("%d connections are open, the most that the gate takes", maxFlows)
+	}
+	if why := g.table.refuses(host, port); why != "" {
+		return nil, nil, why
+	}
+	ctx, cancel := context.WithCancelCause(parent)
+	f := &flow{host, port, cancel}
+	g.flows[f] = struct{}{}
+	g.running.Add(1)
+	return ctx, func() {
+		g.mu.Lock()
+		delete(g.flows, f)
+		g.mu.Unlock()
+		cancel(nil)
+		g.running.Done()
+	}, ""
+}
