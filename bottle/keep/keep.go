@@ -78,13 +78,15 @@ type Config struct {
 	Logger *slog.Logger     // nil discards
 }
 
-// How often steps are done though nothing told to, and how long a step may wait for the
-// bottle's lock. Ended grants leave pipelock within 10 s.
+// How often steps are done though nothing told to, and how long they may take: a step that
+// waits for the bottle's lock, which an apply holds for seconds, lets the others go first.
+// Ended grants leave pipelock within 10 s.
 const (
 	defaultEvery = 500 * time.Millisecond
 	grantsEvery  = 5 * time.Second
 	queueEvery   = 10 * time.Second
-	lockWait     = 15 * time.Second
+	lockWait     = 2 * time.Second
+	stepLimit    = time.Minute
 	handWait     = 5 * time.Second
 )
 

@@ -28,7 +28,7 @@ func must(t testing.TB, err error) {
 // A house is a bottle whose queue, records and audit are real; apply and the bundle note
 // what they are called for.
 type house struct {
-	t     *testing.T
+	t     testing.TB
 	dir   *bottle.Dir
 	trail queue.AuditTrail
 	desk  *queue.Desk
@@ -74,7 +74,7 @@ type (
 func (f ensureFunc) Ensure(ctx context.Context) (bool, error)               { return f(ctx) }
 func (f handFunc) Hand(ctx context.Context, tokens map[string]string) error { return f(ctx, tokens) }
 
-func newHouse(t *testing.T) *house {
+func newHouse(t testing.TB) *house {
 	t.Helper()
 	dir, err := bottle.NewDir(filepath.Join(t.TempDir(), "b"))
 	must(t, err)
@@ -345,6 +345,28 @@ func TestKeeperSurvives(t *testing.T) {
 				return err == nil && len(st.Problems) == 0
 			})
 		})
+	}
+}
+
+// While an operator's command holds the lock the keeper waits, and says nothing of it.
+func TestKeeperWaitsForTheLock(t *testing.T) {
+	h := newHouse(t)
+	h.keep()
+	wait(t, "the keeper", h.ensured)
+	unlock, err := h.dir.Lock(t.Context())
+	must(t, err)
+	tk := h.submit("a.example.com")
+	for len(h.ensured) > 0 {
+		<-h.ensured
+	}
+	wait(t, "the other steps go on", h.ensured)
+	if tk, err := h.spool.Get(t.Context(), tk.Request.ID); err != nil || tk.Answer != nil {
+		t.Errorf("taken in under another's lock: %+v, %v", tk.Answer, err)
+	}
+	unlock()
+	until(t, "first sight", h.has(tk.Request.ID, bottle.Pending))
+	if log := h.log.String(); strings.Contains(log, "failed") {
+		t.Error(log)
 	}
 }
 

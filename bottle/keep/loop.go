@@ -11,6 +11,8 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
+
+	"bottle/bottle"
 )
 
 // Pauses after failures, and the least pause between two runs of a step.
@@ -18,6 +20,8 @@ const (
 	firstPause = 250 * time.Millisecond
 	lastPause  = 30 * time.Second
 	leastPause = 10 * time.Millisecond
+	// patience is how often in a row the lock may be taken until that is worth a word.
+	patience = 4
 )
 
 // A step is one of the keeper's jobs. Steps are run one after another.
@@ -158,6 +162,11 @@ func (k *Keeper) run(ctx context.Context, s *step) {
 	s.due, s.at = false, time.Time{}
 	start := time.Now()
 	err := guard(ctx, s.do)
+	if errors.Is(err, bottle.ErrLocked) && s.fails < patience && ctx.Err() == nil {
+		s.fails++
+		s.due, s.pause = true, time.Now().Add(firstPause)
+		return
+	}
 	end := time.Now()
 	if s.every > 0 && (s.at.IsZero() || s.at.After(end.Add(s.every))) {
 		s.at = end.Add(s.every)
@@ -179,12 +188,14 @@ func (k *Keeper) run(ctx context.Context, s *step) {
 	k.cfg.Logger.Error("failed; trying again", "step", s.name, "in", pause, "failures", s.fails, "error", err)
 }
 
-// guard makes an error of a panic.
+// guard bounds a step's time, and makes an error of a panic.
 func guard(ctx context.Context, do func(context.Context) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
+	ctx, cancel := context.WithTimeout(ctx, stepLimit)
+	defer cancel()
 	return do(ctx)
 }
