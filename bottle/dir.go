@@ -1,25 +1,15 @@
 package bottle
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// Schema is the version of every JSON file in a state directory.
-const Schema = 1
-
-// maxJSON bounds a state file that has no bound of its own.
-const maxJSON = 1 << 20
 
 // maxSunPath is the size of sockaddr_un.sun_path, with its terminating zero (unix(7)).
 const maxSunPath = 108
@@ -62,6 +52,12 @@ func (d *Dir) Create() error {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return fmt.Errorf("create state directory: %w", err)
 		}
+		// The bundle may write below queue, and chmod follows links.
+		if st, err := os.Lstat(path); err != nil {
+			return fmt.Errorf("create state directory: %w", err)
+		} else if p != "" && !st.IsDir() {
+			return fmt.Errorf("create state directory: %s is %s, not a directory; remove it: %w", path, st.Mode().Type(), ErrCorrupt)
+		}
 		if err := os.Chmod(path, 0o700); err != nil { //nolint:gosec // G302: a directory needs its x bit
 			return fmt.Errorf("create state directory: %w", err)
 		}
@@ -77,26 +73,62 @@ func (d *Dir) Path(elem ...string) string {
 // Name is the last element of the root, the bottle's name on the host.
 func (d *Dir) Name() string { return filepath.Base(d.root) }
 
-// The fixed places.
-func (d *Dir) Routes() string       { return d.Path("etc", RoutesFile) }
-func (d *Dir) Pipelock() string     { return d.Path("etc", PipelockFile) }
+// Routes is the config file of egress.
+func (d *Dir) Routes() string { return d.Path("etc", RoutesFile) }
+
+// Pipelock is the config file of pipelock.
+func (d *Dir) Pipelock() string { return d.Path("etc", PipelockFile) }
+
+// BundleConfig is what the bundle is started with; see [BundleConfig].
 func (d *Dir) BundleConfig() string { return d.Path("etc", "bundle.json") }
-func (d *Dir) Manifest() string     { return d.Path("manifest.yaml") }
-func (d *Dir) Metadata() string     { return d.Path("metadata.json") }
-func (d *Dir) CACert() string       { return d.Path("ca", "ca.pem") }
-func (d *Dir) CAKey() string        { return d.Path("ca", "ca-key.pem") }
-func (d *Dir) Requests() string     { return d.Path("queue", "requests") }
-func (d *Dir) Cancels() string      { return d.Path("queue", "cancels") }
-func (d *Dir) Decisions() string    { return d.Path("decisions") }
-func (d *Dir) Records() string      { return d.Path("records") }
-func (d *Dir) Journal() string      { return d.Path("journal") }
-func (d *Dir) Kept() string         { return d.Path("kept") }
-func (d *Dir) Audit() string        { return d.Path("audit.jsonl") }
-func (d *Dir) AuditHead() string    { return d.Path("audit.head") }
-func (d *Dir) MCPSocket() string    { return d.Path("run", "agent", "mcp.sock") }
-func (d *Dir) KeySocket() string    { return d.Path("run", "bundle", "egress-keys.sock") }
-func (d *Dir) InitStatus() string   { return d.Path("status", "init.json") }
-func (d *Dir) SpentFile() string    { return d.Path("status", "spent.json") }
+
+// Manifest is the copy of the manifest as accepted at the last start.
+func (d *Dir) Manifest() string { return d.Path("manifest.yaml") }
+
+// Metadata is what the host knows of the bottle; see [Metadata].
+func (d *Dir) Metadata() string { return d.Path("metadata.json") }
+
+// CACert is the certificate of the bottle's CA, which the agent trusts.
+func (d *Dir) CACert() string { return d.Path("ca", "ca.pem") }
+
+// CAKey is the key of the bottle's CA, for egress alone.
+func (d *Dir) CAKey() string { return d.Path("ca", "ca-key.pem") }
+
+// Requests is where the bundle puts requests, a file each.
+func (d *Dir) Requests() string { return d.Path("queue", "requests") }
+
+// Cancels is where the bundle says which requests the agent took back.
+func (d *Dir) Cancels() string { return d.Path("queue", "cancels") }
+
+// Decisions is where the host puts its answers, a file each.
+func (d *Dir) Decisions() string { return d.Path("decisions") }
+
+// Records is the host's own copy of each request.
+func (d *Dir) Records() string { return d.Path("records") }
+
+// Journal is where apply's intents lie until they are done.
+func (d *Dir) Journal() string { return d.Path("journal") }
+
+// Kept is where config files that were edited by hand are put aside.
+func (d *Dir) Kept() string { return d.Path("kept") }
+
+// Audit is the audit trail.
+func (d *Dir) Audit() string { return d.Path("audit.jsonl") }
+
+// AuditHead names the last line of the trail, so that a cut shows.
+func (d *Dir) AuditHead() string { return d.Path("audit.head") }
+
+// MCPSocket is the one thing of this tree that the agent sees.
+func (d *Dir) MCPSocket() string { return d.Path("run", "agent", "mcp.sock") }
+
+// KeySocket is where the keeper hands tokens to egress.
+func (d *Dir) KeySocket() string { return d.Path("run", "bundle", "egress-keys.sock") }
+
+// InitStatus is what the bundle's supervisor says; see [InitStatus].
+func (d *Dir) InitStatus() string { return d.Path("status", "init.json") }
+
+// SpentFile is where egress notes once grants that are used up; see [Spent].
+func (d *Dir) SpentFile() string { return d.Path("status", "spent.json") }
 
 // Live is the verified copy of a config file, which init publishes and daemons read.
 func (d *Dir) Live(file string) string { return d.Path("run", "bundle", file) }
@@ -141,141 +173,4 @@ func flock(ctx context.Context, path string) (func(), error) {
 		case <-tick.C:
 		}
 	}
-}
-
-// ReadFile reads a regular file of at most limit bytes without following a link at its
-// last element and without blocking on a FIFO. It is for files that the bundle or the
-// agent may have put there. A larger file, or another kind, is an [ErrCorrupt].
-func ReadFile(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		if errors.Is(err, unix.ELOOP) {
-			return nil, fmt.Errorf("read %s: a symbolic link, not a file: %w", path, ErrCorrupt)
-		}
-		if errors.Is(err, unix.ENXIO) {
-			return nil, fmt.Errorf("read %s: a socket, not a file: %w", path, ErrCorrupt)
-		}
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("read %s: %s, not a regular file: %w", path, st.Mode().Type(), ErrCorrupt)
-	}
-	// The bound is on what is read, not on the size: the file may grow meanwhile.
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("read %s: over its bound of %d bytes: %w", path, limit, ErrCorrupt)
-	}
-	return b, nil
-}
-
-// ReadJSON reads a state file into v with the checks of [ReadFile] (limit 0 means 1 MiB)
-// and refuses a schema that is missing ([ErrCorrupt]) or newer ([ErrNewer]).
-func ReadJSON(path string, limit int64, v any) error {
-	if limit == 0 {
-		limit = maxJSON
-	}
-	b, err := ReadFile(path, limit)
-	if err != nil {
-		return err
-	}
-	return DecodeJSON(path, b, v)
-}
-
-// DecodeJSON is the second half of [ReadJSON]; path is for its errors.
-func DecodeJSON(path string, b []byte, v any) error {
-	var head struct {
-		Schema int `json:"schema"`
-	}
-	if err := json.Unmarshal(b, &head); err != nil {
-		return fmt.Errorf("read %s: truncated or not JSON (%v): %w", path, err, ErrCorrupt)
-	}
-	switch {
-	case head.Schema > Schema:
-		return fmt.Errorf("read %s: schema %d, but this bottle knows %d at most; use the newer bottle: %w", path, head.Schema, Schema, ErrNewer)
-	case head.Schema < 1:
-		return fmt.Errorf("read %s: no schema: %w", path, ErrCorrupt)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("read %s: %v: %w", path, err, ErrCorrupt)
-	}
-	return nil
-}
-
-// WriteJSON is [WriteFile] of v as JSON, with mode 0600.
-func WriteJSON(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return WriteFile(path, append(b, '\n'), 0o600)
-}
-
-// WriteFile replaces the file whole: temp beside it, fsync, rename, fsync of the
-// directory. After it returns nil the file is durable; after an error the old one stands.
-// It is for directories of ours, never for a file that is mounted on its own.
-func WriteFile(path string, b []byte, mode fs.FileMode) error {
-	return writeFile(path, b, mode, true)
-}
-
-// WriteStatus is [WriteJSON] without fsync, for what is worthless after a crash.
-func WriteStatus(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return writeFile(path, append(b, '\n'), 0o600, false)
-}
-
-func writeFile(path string, b []byte, mode fs.FileMode, durable bool) (err error) {
-	dir, base := filepath.Split(path)
-	f, err := os.CreateTemp(dir, "."+base+".*.tmp")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-			err = fmt.Errorf("write %s: %w", path, err)
-		}
-	}()
-	if err = f.Chmod(mode); err != nil {
-		return err
-	}
-	if _, err = io.Copy(f, bytes.NewReader(b)); err != nil {
-		return err
-	}
-	if durable {
-		if err = f.Sync(); err != nil {
-			return err
-		}
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if durable {
-		return SyncDir(dir)
-	}
-	return nil
-}
-
-// SyncDir makes renames and removals in a directory durable.
-func SyncDir(dir string) error {
-	d, err := os.Open(dir) //nolint:gosec // G304: a directory of ours
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

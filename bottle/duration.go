@@ -38,7 +38,7 @@ func ParseDuration(s string) (Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil {
-		return Duration{}, fmt.Errorf("duration %q: use once, session, permanent, or a time span such as 90s, 10m or 2h: %w", clip(s, 40), ErrInvalid)
+		return Duration{}, invalidError(fmt.Sprintf("duration %q: use once, session, permanent, or a time span such as 90s, 10m or 2h", clip(s, 40)))
 	}
 	return ForTTL(d)
 }
@@ -46,7 +46,7 @@ func ParseDuration(s string) (Duration, error) {
 // ForTTL returns the Duration of a time span, which lies between [MinTTL] and [MaxTTL].
 func ForTTL(d time.Duration) (Duration, error) {
 	if d < MinTTL || d > MaxTTL || d%time.Second != 0 {
-		return Duration{}, fmt.Errorf("duration %s: must be whole seconds between %s and %s: %w", d, MinTTL, MaxTTL, ErrInvalid)
+		return Duration{}, invalidError(fmt.Sprintf("duration %s: must be whole seconds between %s and %s", d, MinTTL, MaxTTL))
 	}
 	return Duration{Kind: TTL, TTL: d}, nil
 }

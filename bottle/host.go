@@ -44,7 +44,7 @@ const maxHostInput = 1024
 // error says what is wrong with it and wraps [ErrInvalid].
 func ParseHost(s string) (Host, error) {
 	bad := func(why string, args ...any) (Host, error) {
-		return "", fmt.Errorf("host %q: %s: %w", clip(s, 80), fmt.Sprintf(why, args...), ErrInvalid)
+		return "", invalidError(fmt.Sprintf("host %q: %s", clip(s, 80), fmt.Sprintf(why, args...)))
 	}
 	switch {
 	case s == "":
@@ -101,16 +101,16 @@ func ParsePattern(s string) (Host, error) {
 		return "", err
 	}
 	if h == ReservedDomain || strings.HasSuffix(string(h), "."+ReservedDomain) {
-		return "", fmt.Errorf("host %q: names under %s are answered by bottle itself and can't be routed: %w", h, ReservedDomain, ErrInvalid)
+		return "", invalidError(fmt.Sprintf("host %q: names under %s are answered by bottle itself and can't be routed", h, ReservedDomain))
 	}
 	if !wild {
 		return h, nil
 	}
 	if suffix, _ := publicsuffix.PublicSuffix(string(h)); suffix == string(h) {
-		return "", fmt.Errorf("host pattern %q: %s is a public suffix, so this would cover everybody's names below it; name a domain below it: %w", clip(s, 80), h, ErrInvalid)
+		return "", invalidError(fmt.Sprintf("host pattern %q: %s is a public suffix, so this would cover everybody's names below it; name a domain below it", clip(s, 80), h))
 	}
 	if len(h) > 251 {
-		return "", fmt.Errorf("host pattern %q: too long: %w", clip(s, 80), ErrInvalid)
+		return "", invalidError(fmt.Sprintf("host pattern %q: longer than a DNS name can be (253 bytes)", clip(s, 80)))
 	}
 	return "*." + h, nil
 }

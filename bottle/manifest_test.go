@@ -271,7 +271,7 @@ func TestParseManifestRefuses(t *testing.T) {
 		{"the token itself", cred + "    header: A\n    token_env: sk-ant-x\n", "bottle.yaml:5: credentials.example.token_env must be the name of an environment variable"},
 		{"no hosts", cred + "    header: A\n    token_env: T\n", "credentials.example.hosts is missing"},
 		{"bad host of a credential", cred + "    header: A\n    token_env: T\n    hosts: [a.example, '*.com']\n", "bottle.yaml:6: credentials.example.hosts[1]: host pattern"},
-		{"undefined credential", cred + ok + "egress:\n  routes:\n    - host: a.example\n      credential: exmaple\n", `bottle.yaml:9: egress.routes[0]: credential: "exmaple" of a.example is not defined under credentials in the manifest; did you mean "example"?`},
+		{"undefined credential", cred + ok + "egress:\n  routes:\n    - host: a.example\n      credential: examplo\n", `bottle.yaml:9: egress.routes[0]: credential: "examplo" of a.example is not defined under credentials in the manifest; did you mean "example"?`},
 		{"credential for another host", cred + ok + "egress:\n  routes:\n    - {host: b.example, credential: example}\n", "egress.routes[0]: credential: example is bound to a.example and is not sent to b.example"},
 		{"credential for a wildcard", cred + ok + "egress:\n  routes:\n    - {host: '*.a.example', credential: example}\n", "is not sent to *.a.example"},
 		{"passing grant", "name: a\negress:\n  routes:\n    - {host: a.example, grant: {request: r1, duration: session}}\n", "only a permanent grant can be in a manifest"},

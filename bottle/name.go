@@ -12,7 +12,7 @@ var nameForm = regexp.MustCompile(`\A[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\z`)
 // container name and a terminal.
 func CheckName(s string) error {
 	if !nameForm.MatchString(s) {
-		return fmt.Errorf("name %q: use up to 40 lower-case letters, digits and inner hyphens: %w", clip(s, 60), ErrInvalid)
+		return invalidError(fmt.Sprintf("name %q: use up to 40 lower-case letters, digits and inner hyphens", clip(s, 60)))
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package bottle
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -42,7 +43,7 @@ func (a Ask) Canonical() (Ask, error) {
 		return Ask{}, invalid("add", "nothing is asked for; name at least one entry in add or remove")
 	case len(a.Add)+len(a.Remove) > MaxEntries:
 		return Ask{}, fmt.Errorf("add: %d entries in one request; at most %d: %w", len(a.Add)+len(a.Remove), MaxEntries, ErrLimit)
-	case a.Reason == "":
+	case strings.TrimSpace(a.Reason) == "":
 		return Ask{}, invalid("reason", "empty; say in a sentence what you need it for")
 	case len(a.Reason) > MaxReason:
 		return Ask{}, fmt.Errorf("reason: %d bytes; at most %d: %w", len(a.Reason), MaxReason, ErrLimit)
