@@ -140,7 +140,7 @@ func compileMatch(m bottle.Match) (match, error) {
 func whole(expr string) (*regexp.Regexp, error) {
 	re, err := regexp.Compile(`\A(?:` + expr + `)\z`)
 	if err != nil {
-		return nil, fmt.Errorf("regular expression %q: %v: %w", expr, err, bottle.ErrInvalid)
+		return nil, fmt.Errorf("regular expression %q: %w (%w)", expr, err, bottle.ErrInvalid)
 	}
 	return re, nil
 }

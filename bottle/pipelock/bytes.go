@@ -2,39 +2,38 @@ package pipelock
 
 import "bottle/bottle"
 
-// A Codec is this package on bytes instead of documents, for those who know pipelock.yaml
-// only through an interface of their own (apply.Codec). It holds no state.
+// Codec is the codec of pipelock.yaml for those who hold the file's bytes, as apply does.
+// Its errors are those of the functions that it stands for.
 type Codec struct{}
 
-// Allowlist returns the hosts and ports of a file; the seal is not checked.
+// Allowlist returns the hosts and ports that the file allows, sorted by host.
 func (Codec) Allowlist(b []byte) ([]bottle.AllowEntry, error) {
-	d, err := Parse(b)
+	doc, err := Parse(b)
 	if err != nil {
 		return nil, err
 	}
-	return d.Allowlist(), nil
+	return doc.Allowlist(), nil
 }
 
-// SetAllowlist returns the file, sealed, with that list and all else as it was. An empty b
-// means a new file.
+// SetAllowlist returns the file with another allowlist and all else as it was, sealed; of an
+// empty b, a new file. The same list gives the same bytes again.
 func (Codec) SetAllowlist(b []byte, list []bottle.AllowEntry) ([]byte, error) {
-	if len(b) == 0 {
-		d, err := New(list)
-		if err != nil {
-			return nil, err
-		}
-		out, _, err := d.Bytes()
-		return out, err
-	}
-	d, err := Parse(b)
+	doc, err := parseOrNew(b)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.SetAllowlist(list); err != nil {
+	if err := doc.SetAllowlist(list); err != nil {
 		return nil, err
 	}
-	out, _, err := d.Bytes()
+	out, _, err := doc.Bytes()
 	return out, err
+}
+
+func parseOrNew(b []byte) (*Doc, error) {
+	if len(b) == 0 {
+		return New(nil)
+	}
+	return Parse(b)
 }
 
 // Validate is [Validate].
@@ -43,11 +42,11 @@ func (Codec) Validate(old, new []byte) error { return Validate(old, new) } //nol
 // NeedsReplacement is [NeedsReplacement].
 func (Codec) NeedsReplacement(old, new []byte) bool { return NeedsReplacement(old, new) } //nolint:revive // as there
 
-// Lines is [Lines] of a file.
+// Lines describes the file for a semantic diff, a line for each host.
 func (Codec) Lines(b []byte) ([]string, error) {
-	d, err := Parse(b)
+	doc, err := Parse(b)
 	if err != nil {
 		return nil, err
 	}
-	return Lines(d), nil
+	return Lines(doc), nil
 }

@@ -142,3 +142,34 @@ func TestRules(t *testing.T) {
 		t.Error("nothing can't be reloaded")
 	}
 }
+
+func TestCodecOfBytes(t *testing.T) {
+	var c pipelock.Codec
+	list := []bottle.AllowEntry{entry("a.test", 8443), entry("b.test", 80, 443)}
+	b, err := c.SetAllowlist(nil, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := c.SetAllowlist(b, list); err != nil || string(again) != string(b) {
+		t.Errorf("the same list again: %s, %v", again, err)
+	}
+	if got, err := c.Lines(b); err != nil || !slices.Equal(got, []string{"a.test  ports 8443", "b.test  ports 80,443"}) {
+		t.Errorf("lines %q, %v", got, err)
+	}
+	if got, err := c.Allowlist(b); err != nil || len(got) != 2 {
+		t.Errorf("allowlist %v, %v", got, err)
+	}
+	if c.Validate(nil, b) != nil || c.NeedsReplacement(b, b) {
+		t.Error("the file refuses itself")
+	}
+	for _, bad := range []string{"x", "mode: audit\n"} {
+		_, err1 := c.SetAllowlist([]byte(bad), list)
+		_, err2 := c.Allowlist([]byte(bad))
+		_, err3 := c.Lines([]byte(bad))
+		for _, err := range []error{err1, err2, err3, c.Validate(nil, []byte(bad))} {
+			if !errors.Is(err, bottle.ErrInvalid) {
+				t.Errorf("%q: %v", bad, err)
+			}
+		}
+	}
+}

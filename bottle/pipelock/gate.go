@@ -194,7 +194,9 @@ func (g *Gate) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			g.drain(srv)
-			<-served
+			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+				g.log.Warn("serving ended otherwise than by the stop", "error", err.Error())
+			}
 			g.writeStatus()
 			g.log.Info("pipelock gate stopped")
 			return nil

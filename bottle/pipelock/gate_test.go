@@ -103,7 +103,7 @@ func start(t *testing.T, change func(*pipelock.GateConfig), allow ...bottle.Allo
 		t.Fatal(err)
 	}
 	r.addr = g.Addr().String()
-	ctx, cancel := context.WithCancel(context.Background()) //nolint:usetesting // ended by the clean-up, which must see Run return
+	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
 	r.stop = sync.OnceValue(func() error { cancel(); return <-done })
@@ -270,6 +270,17 @@ func ping(t *testing.T, c net.Conn) {
 	}
 }
 
+func closeWrite(t *testing.T, c net.Conn) {
+	t.Helper()
+	tcp, ok := c.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("%T is not a TCP connection", c)
+	}
+	if err := tcp.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestTunnelKeepsHalfClose(t *testing.T) {
 	port := echo(t)
 	r := start(t, nil, entry("a.test", port))
@@ -278,9 +289,7 @@ func TestTunnelKeepsHalfClose(t *testing.T) {
 		t.Fatalf("%+v", a)
 	}
 	ping(t, c)
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
+	closeWrite(t, c)
 	if b, err := io.ReadAll(c); err != nil || string(b) != "|4" {
 		t.Errorf("after half-close: %q, %v; want |4", b, err)
 	}
@@ -297,9 +306,7 @@ func TestEarlyBytesAreForwarded(t *testing.T) {
 	if _, err := fmt.Fprintf(c, "CONNECT a.test:%d HTTP/1.1\r\nHost: a.test:%d\r\n\r\nearly", port, port); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
-		t.Fatal(err)
-	}
+	closeWrite(t, c)
 	b, err := io.ReadAll(c)
 	if err != nil || !strings.HasSuffix(string(b), "\r\n\r\nearly|5") {
 		t.Errorf("got %q, %v", b, err)
@@ -364,9 +371,8 @@ func TestAddressClasses(t *testing.T) {
 					if _, got := r.connect(host + ":443"); got.code != 403 || !strings.Contains(got.Reason, class) {
 						t.Errorf("%s: %+v", host, got)
 					}
-					resp := get(t, r.client(), "http://"+host+"/")
-					if resp.StatusCode != 403 {
-						t.Errorf("plain %s: %s", host, resp.Status)
+					if got := get(t, r.client(), "http://"+host+"/"); got.code != 403 {
+						t.Errorf("plain %s: %d", host, got.code)
 					}
 				}
 			})
@@ -374,18 +380,39 @@ func TestAddressClasses(t *testing.T) {
 	}
 }
 
-func get(t *testing.T, c *http.Client, url string) *http.Response {
+func newRequest(t *testing.T, url string) *http.Request {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return req
+}
+
+// reply is a response that has been read.
+type reply struct {
+	code   int
+	header http.Header
+	body   []byte
+}
+
+func get(t *testing.T, c *http.Client, url string) reply {
+	t.Helper()
+	return do(t, c, newRequest(t, url))
+}
+
+func do(t *testing.T, c *http.Client, req *http.Request) reply {
+	t.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = resp.Body.Close() })
-	return resp
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, b}
 }
 
 // A name that first resolves to what may be dialled and then to what may not.
@@ -461,19 +488,10 @@ func TestPlainHTTP(t *testing.T) {
 	r := start(t, nil, entry("a.test", port))
 	base := fmt.Sprintf("http://a.test:%d", port)
 
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, base+"/a%2Fb?q=%20", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	req := newRequest(t, base+"/a%2Fb?q=%20")
 	req.Header = http.Header{"Connection": {"X-Gone"}, "X-Gone": {"1"}, "Proxy-Authorization": {"secret"}, "X-Forwarded-For": {"mine"}, "X-Kept": {"1"}}
-	resp, err := r.client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != 200 || string(body) != "hello" || resp.Header.Get("X-Hop") != "" {
-		t.Errorf("%s %q %v", resp.Status, body, resp.Header)
+	if resp := do(t, r.client(), req); resp.code != 200 || string(resp.body) != "hello" || resp.header.Get("X-Hop") != "" {
+		t.Errorf("%d %q %v", resp.code, resp.body, resp.header)
 	}
 	if got.RequestURI != "/a%2Fb?q=%20" || got.Host != fmt.Sprintf("a.test:%d", port) {
 		t.Errorf("upstream saw %s at %s", got.RequestURI, got.Host)
@@ -484,17 +502,17 @@ func TestPlainHTTP(t *testing.T) {
 		}
 	}
 
-	if resp := get(t, r.client(), base+"/away"); resp.StatusCode != 302 || resp.Header.Get("Location") != "http://evil.test/" {
-		t.Errorf("a redirect is the client's: %s", resp.Status)
+	if resp := get(t, r.client(), base+"/away"); resp.code != 302 || resp.header.Get("Location") != "http://evil.test/" {
+		t.Errorf("a redirect is the client's: %d", resp.code)
 	}
-	if resp := get(t, r.client(), "http://evil.test/"); resp.StatusCode != 403 || resp.Header.Get("X-Bottle-Layer") != "pipelock" {
-		t.Errorf("followed: %s", resp.Status)
+	if resp := get(t, r.client(), "http://evil.test/"); resp.code != 403 || resp.header.Get("X-Bottle-Layer") != "pipelock" {
+		t.Errorf("followed: %d", resp.code)
 	}
-	if resp := get(t, r.client(), "http://a.test/"); resp.StatusCode != 403 {
-		t.Errorf("port 80: %s", resp.Status)
+	if resp := get(t, r.client(), "http://a.test/"); resp.code != 403 {
+		t.Errorf("port 80: %d", resp.code)
 	}
-	if resp := get(t, http.DefaultClient, "http://"+r.addr+"/"); resp.StatusCode != 400 {
-		t.Errorf("origin form: %s", resp.Status)
+	if resp := get(t, http.DefaultClient, "http://"+r.addr+"/"); resp.code != 400 {
+		t.Errorf("origin form: %d", resp.code)
 	}
 }
 
@@ -503,7 +521,7 @@ func TestHealth(t *testing.T) {
 	r.started()
 	resp := get(t, http.DefaultClient, "http://"+r.addr+"/health")
 	var h struct{ Status, Mode, Revision string }
-	if err := json.NewDecoder(resp.Body).Decode(&h); err != nil || h.Status != "healthy" || h.Mode != "strict" || h.Revision != string(r.readStatus().Revision) {
+	if err := json.Unmarshal(resp.body, &h); err != nil || h.Status != "healthy" || h.Mode != "strict" || h.Revision != string(r.readStatus().Revision) {
 		t.Errorf("%+v, %v", h, err)
 	}
 }
@@ -581,7 +599,11 @@ func TestReloadCutsPlainStreams(t *testing.T) {
 	t.Cleanup(up.Close)
 	port := portOf(t, up.Listener.Addr().String())
 	r := start(t, nil, entry("a.test", port))
-	resp := get(t, r.client(), fmt.Sprintf("http://a.test:%d/", port))
+	resp, err := r.client().Do(newRequest(t, fmt.Sprintf("http://a.test:%d/", port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
 	if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
 		t.Fatal(err)
 	}
