@@ -169,4 +169,3 @@ func setPorts(n *yaml.Node, ports []int) {
 		n.LineComment = "# ports " + joinPorts(ports) + "; " + note
 	}
 }
-
