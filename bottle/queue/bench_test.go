@@ -3,6 +3,7 @@ package queue_test
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,6 +54,28 @@ func BenchmarkList10000(b *testing.B) {
 			}
 		})
 	}
+}
+
+// A pass of the keeper, or a command, over a queue in which all is decided.
+func BenchmarkIntake10000(b *testing.B) {
+	h := newHost(b)
+	plant(b, h.dir, 10_000, bottle.Denied)
+	for _, rec := range glob(b, h.dir.Path("records", "r*.json")) {
+		name := filepath.Base(rec)[strings.IndexByte(filepath.Base(rec), '.')+1:]
+		must(b, bottle.WriteStatus(filepath.Join(h.dir.Requests(), name), bottle.Request{}))
+	}
+	h.intake() // writes the answers
+	b.Run("first", func(b *testing.B) {
+		for b.Loop() {
+			h.desk = h.newDesk()
+			h.intake()
+		}
+	})
+	b.Run("next", func(b *testing.B) {
+		for b.Loop() {
+			h.intake()
+		}
+	})
 }
 
 func BenchmarkList1000Bottles(b *testing.B) {

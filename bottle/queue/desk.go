@@ -279,11 +279,13 @@ func (d *Desk) tellAgain(ctx context.Context, rows []*row) error {
 	if err != nil {
 		return err
 	}
+	var told []*row
 	for i, r := range rows {
 		if errs[i] == nil {
-			d.markTold(r)
+			told = append(told, r)
 		}
 	}
+	d.markTold(told)
 	return errors.Join(errs...)
 }
 

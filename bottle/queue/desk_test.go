@@ -267,9 +267,16 @@ func TestSave(t *testing.T) {
 	if err := approve(t.Context(), h.desk, stale, other, h.now); !errors.Is(err, bottle.ErrState) || !strings.Contains(err.Error(), "1000 operator") {
 		t.Errorf("approved twice: %v", err)
 	}
+	// Another attempt that was taken over meanwhile is not lost.
+	attempt := h.find("r1")
+	attempt.Request.Attempts = 5
+	must(t, h.desk.Save(t.Context(), attempt))
 	must(t, rec.Transition(bottle.Applied, h.now))
 	rec.Revision = map[string]bottle.Hash{bottle.RoutesFile: "sha256:2"}
 	must(t, h.desk.Save(t.Context(), rec))
+	if n := h.find("r1").Request.Attempts; n != 5 {
+		t.Errorf("attempts %d", n)
+	}
 	if got, err := h.desk.Approved(t.Context()); err != nil || len(got) != 1 || got[0].Short != "r1" {
 		t.Errorf("in force: %v, %v", got, err)
 	}

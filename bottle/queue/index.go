@@ -73,7 +73,8 @@ func decodeIndex(b []byte, bottleName string) (map[string]*row, error) {
 		return nil, errIndex
 	}
 	d := decoder{s: string(body)} // one copy, which all strings share
-	rows := map[string]*row{}
+	const usual = 400             // bytes of a row
+	rows := make(map[string]*row, len(d.s)/usual)
 	for d.err == nil && d.s != "" {
 		r := d.row()
 		r.Bottle = bottleName

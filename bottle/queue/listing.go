@@ -49,11 +49,12 @@ func (r *Reader) List(ctx context.Context, all bool) ([]Listing, []Problem, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	var out []Listing
-	for _, row := range rows {
-		if all || row.Status == bottle.Pending {
-			out = append(out, row.Listing)
-		}
+	if !all {
+		rows = slices.DeleteFunc(rows, func(row *row) bool { return row.Status != bottle.Pending })
+	}
+	out := make([]Listing, len(rows))
+	for i, row := range rows {
+		out[i] = row.Listing
 	}
 	return out, append(problems, r.refused()...), nil
 }

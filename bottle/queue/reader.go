@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -186,14 +187,19 @@ func (r *Reader) one(dir int, name string) (*row, error) {
 	return &row{Listing: listingOf(r.dir.Name(), rec), name: name, number: shortNumber(rec.Short), stamp: key, firstSeen: rec.FirstSeen.UTC()}, nil
 }
 
-// markTold remembers that the answer to this state of a record was seen to be right.
-func (r *Reader) markTold(old *row) {
+// markTold remembers that the answers to these states of records were seen to be right.
+func (r *Reader) markTold(rows []*row) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.rows[old.name] == old {
-		told := *old
-		told.told = true
-		r.rows[old.name] = &told
+	for _, old := range rows {
+		if r.rows[old.name] == old {
+			told := *old
+			told.told = true
+			r.rows[old.name] = &told
+		}
+	}
+	if len(rows) > staleRows(len(r.rows)) {
+		r.store(slices.Collect(maps.Values(r.rows)))
 	}
 }
 
