@@ -101,10 +101,10 @@ func checkSegment(s string, last bool) string {
 	}
 	for {
 		name, _, _ := strings.Cut(s, ";")
-		switch name = strings.TrimSpace(name); {
-		case name == "":
+		switch strings.TrimSpace(name) {
+		case "":
 			return "has an empty segment (//), which some servers drop"
-		case name == "." || name == "..":
+		case ".", "..":
 			return "has a dot segment (. or ..), in some spelling; resolve it before you send"
 		}
 		next := unescape(s)
