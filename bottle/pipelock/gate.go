@@ -132,6 +132,10 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	}
 	g.table = t
 	if g.listener = cfg.Listener; g.listener == nil {
+		// Whoever reaches the gate is taken for egress, so nobody else may.
+		if a, err := netip.ParseAddrPort(cfg.Listen); err != nil || !a.Addr().IsLoopback() {
+			return nil, fmt.Errorf("pipelock gate: listen on %q: give a loopback address and a port, such as 127.0.0.1:0", cfg.Listen)
+		}
 		if g.listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
 			return nil, fmt.Errorf("pipelock gate: listen on %s: %w", cfg.Listen, err)
 		}

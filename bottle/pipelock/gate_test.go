@@ -632,6 +632,7 @@ func TestStopDrains(t *testing.T) {
 
 func TestGateDoesNotStart(t *testing.T) {
 	good := string(sealed(t, entry("a.test")))
+	taken := echo(t)
 	for name, tt := range map[string]struct {
 		body   string
 		change func(*pipelock.GateConfig)
@@ -650,7 +651,9 @@ func TestGateDoesNotStart(t *testing.T) {
 		"a missing file":  {good, func(c *pipelock.GateConfig) { c.Config += ".gone" }, "no such file"},
 		"a bad resolve":   {good, func(c *pipelock.GateConfig) { c.Resolve = map[string]string{"a.test": "b"} }, "not an IP address"},
 		"a bad host":      {good, func(c *pipelock.GateConfig) { c.Resolve = map[string]string{"a b": "127.0.0.1"} }, "resolve"},
-		"an address used": {good, func(c *pipelock.GateConfig) { c.Listen = "192.0.2.1:1" }, "listen on 192.0.2.1:1"},
+		"a port taken":    {good, func(c *pipelock.GateConfig) { c.Listen = fmt.Sprintf("127.0.0.1:%d", taken) }, "address already in use"},
+		"every interface": {good, func(c *pipelock.GateConfig) { c.Listen = ":0" }, "give a loopback address"},
+		"a public one":    {good, func(c *pipelock.GateConfig) { c.Listen = "192.0.2.1:1" }, "give a loopback address"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "pipelock.yaml")
