@@ -202,3 +202,25 @@ func TestDirLockRefusesALink(t *testing.T) {
 		t.Error("locked through a link")
 	}
 }
+
+// The places are a contract with what mounts them.
+func TestDirPlaces(t *testing.T) {
+	d, err := bottle.NewDir("/s/b/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for got, want := range map[string]string{
+		d.Name(): "b", d.Path(): "/s/b", d.Routes(): "/s/b/etc/routes.yaml", d.Pipelock(): "/s/b/etc/pipelock.yaml",
+		d.BundleConfig(): "/s/b/etc/bundle.json", d.Manifest(): "/s/b/manifest.yaml", d.Metadata(): "/s/b/metadata.json",
+		d.CACert(): "/s/b/ca/ca.pem", d.CAKey(): "/s/b/ca/ca-key.pem", d.Requests(): "/s/b/queue/requests",
+		d.Cancels(): "/s/b/queue/cancels", d.Decisions(): "/s/b/decisions", d.Records(): "/s/b/records",
+		d.Journal(): "/s/b/journal", d.Kept(): "/s/b/kept", d.Audit(): "/s/b/audit.jsonl", d.AuditHead(): "/s/b/audit.head",
+		d.MCPSocket(): "/s/b/run/agent/mcp.sock", d.KeySocket(): "/s/b/run/bundle/egress-keys.sock",
+		d.InitStatus(): "/s/b/status/init.json", d.SpentFile(): "/s/b/status/spent.json",
+		d.Live(bottle.RoutesFile): "/s/b/run/bundle/routes.yaml", d.DaemonStatus(bottle.DaemonEgress): "/s/b/status/egress.json",
+	} {
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
