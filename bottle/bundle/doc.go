@@ -26,6 +26,4 @@
 // the manifest, and the CA's key is egress' alone. A confined daemon keeps its uid, so
 // what Landlock does not cover (unix socket paths before ABI 9, stat, the shared status
 // directory) is not a boundary between siblings.
-//
-// [Exec]: it never returns but to say why it could not start the daemon.
 package bundle

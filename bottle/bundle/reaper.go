@@ -86,7 +86,8 @@ func (r *reaper) start(argv, env []string, files []*os.File) (*process, error) {
 	}
 	p := &process{pid: proc.Pid, done: make(chan unix.WaitStatus, 1)}
 	r.procs[p.pid] = p
-	return p, proc.Release() // its pidfd; we wait by pid
+	_ = proc.Release() // its pidfd, which nobody here waits on
+	return p, nil
 }
 
 // reap collects all that have ended. One SIGCHLD may stand for many.
