@@ -1,0 +1,34 @@
+// Package egress is the agent's only way to HTTP(S): a forward proxy that judges every
+// request by the routes in force before anything is resolved or dialled.
+//
+// # Model
+//
+// A CONNECT opens a tunnel. Its target, the TLS server name in it and the Host of every
+// request in it must name the same host and port; anything else is fronting and refused.
+// On an intercepted route egress ends the TLS with the bottle's own CA and judges each
+// request on its own; on a passthrough route it reads the ClientHello, then splices. A
+// tunnel to a host that no route names is accepted all the same and every request in it
+// is refused inside the TLS, since curl, git and node show nothing of a refused CONNECT.
+// Plain requests (absolute-form, http) are judged alike. All that is allowed goes on by
+// way of pipelock, which alone resolves and dials.
+//
+// The routes are one immutable snapshot behind an atomic pointer. What is open (an
+// exchange, a spliced tunnel, an upgraded stream) is registered together with the
+// question that allowed it; a reload, or the end of a grant, asks that question again
+// and cuts what is no longer allowed, and nothing else. See [registry].
+//
+// # Trust
+//
+// Everything from the agent is hostile: its bytes are framed strictly before net/http
+// sees them ([wireConn]), its text is bounded and escaped where it is kept, its memory is
+// bounded. routes.yaml, the CA and the credentials come from the host. A credential is
+// held in memory alone, arrives over a private socket from the host's uid, leaves over
+// verified TLS to one of its own hosts alone, and is in no log, error, status or answer.
+// pipelock is believed about refusals, not about content; upstreams about nothing.
+//
+// # Why so
+//
+// Messages are parsed and written anew by net/http on both sides, never relayed as
+// bytes, so that a request which two parsers could read in two ways does not get through
+// as the agent wrote it. Bodies stream. HTTP/1.1 is spoken on both sides.
+package egress

@@ -1,0 +1,344 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+
+	"bottle/bottle"
+	"bottle/bottle/allow"
+)
+
+// An exchange is one request and its response.
+type exchange struct {
+	query   allow.Query
+	path    string // what goes upstream, byte for byte
+	limited bool   // by matches, so that nothing may speak past them
+	single  bool   // its grant is for one use: it must be sent once, or not at all
+	// credential is the name of what is put in; secret is the header value and token what
+	// must not come back.
+	credential    string
+	header        string
+	secret, token string
+	websocket     bool
+	key           string // Sec-WebSocket-Key
+	closeAfter    bool   // the connection is no longer framed; see [wireConn]
+}
+
+type (
+	connKey     struct{} // context key of the *clientConn
+	tunnelKey   struct{} // of the *tunnel
+	exchangeKey struct{} // of the *exchange
+)
+
+func (ex *exchange) to() authority { return authority{ex.query.Host, ex.query.Port} }
+
+// refusal returns one with what is known of the exchange.
+func (ex *exchange) refusal(status int, reason string) *refusal {
+	path := ex.query.Path
+	if ex.query.Method == http.MethodConnect {
+		path = ""
+	}
+	return &refusal{
+		status: status, layer: layerEgress, host: string(ex.query.Host), port: ex.query.Port, tls: ex.query.TLS,
+		method: ex.query.Method, path: path, reason: reason, close: ex.closeAfter,
+	}
+}
+
+// servePlain answers what is not in a tunnel: a CONNECT, or a request in absolute-form.
+func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
+	s.handlers.Add(1)
+	defer s.handlers.Done()
+	if r.Method == http.MethodConnect {
+		s.serveConnect(w, r)
+		return
+	}
+	n := &refusal{status: http.StatusBadRequest, layer: layerEgress, host: r.Host, method: r.Method, close: true}
+	target, ok := cutScheme(r.RequestURI)
+	switch {
+	case !ok:
+		n.reason = "this is a proxy: send http://host/path as the target (absolute-form), or CONNECT host:port"
+	case target.tls:
+		n.reason = "https goes through CONNECT host:port, not through a plain request"
+	}
+	if n.reason != "" {
+		n.write(w, r.Header["Accept"]) // no rule forbade it, so it is no denial
+		return
+	}
+	to, err := parseAuthority(target.authority, schemePort(false))
+	if err != nil {
+		n.status, n.host, n.reason = http.StatusForbidden, target.authority, err.Error()
+		s.note(n)
+		n.write(w, r.Header["Accept"])
+		return
+	}
+	conn, _ := r.Context().Value(connKey{}).(*clientConn)
+	s.serve(w, r, to, false, target.path, conn)
+}
+
+// serveTunnelled answers a request inside a tunnel whose TLS egress ended.
+func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
+	s.handlers.Add(1)
+	defer s.handlers.Done()
+	t, ok := r.Context().Value(tunnelKey{}).(*tunnel)
+	if !ok {
+		panic(http.ErrAbortHandler) // no tunnel, no answer
+	}
+	if t.refused != nil {
+		n := *t.refused
+		n.close = true
+		n.write(w, r.Header["Accept"])
+		return
+	}
+	target, name := r.RequestURI, r.Host
+	n := &refusal{
+		status: http.StatusMisdirectedRequest, layer: layerEgress, host: string(t.to.host), port: t.to.port, tls: true,
+		method: r.Method, path: pathOnly(target), close: true,
+	}
+	if abs, ok := cutScheme(target); ok {
+		target, name = abs.path, abs.authority
+		if !abs.tls {
+			n.reason = "fronting: an http target inside the TLS of " + t.to.String()
+		}
+	}
+	if to, err := parseAuthority(name, 443); n.reason == "" && (err != nil || to != t.to) {
+		n.reason = fmt.Sprintf("fronting: CONNECT and TLS name %s, but Host is %q", t.to, printable(name, maxShownHost))
+	}
+	if n.reason != "" {
+		s.note(n)
+		n.write(w, r.Header["Accept"])
+		return
+	}
+	s.serve(w, r, t.to, true, target, t.conn)
+}
+
+func pathOnly(target string) string {
+	path, _, _ := strings.Cut(target, "?")
+	return path
+}
+
+// serve judges one request and carries it out.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls bool, target string, conn *clientConn) {
+	s.count(countRequests)
+	accept := r.Header["Accept"]
+	ex := &exchange{closeAfter: r.Header.Get("Upgrade") != ""}
+	header := forwardable(r.Header)
+	ex.query = allow.Query{Host: to.host, Port: to.port, Method: r.Method, Path: pathOnly(target), Header: header, TLS: tls}
+	if to.host == bottle.EgressHost {
+		s.introspect(w, r, ex)
+		return
+	}
+	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
+		// An upstream echoes a TRACE, and what was put into it.
+		n := ex.refusal(http.StatusMethodNotAllowed, r.Method+" is not passed on")
+		s.note(n)
+		n.write(w, accept)
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	f := &flow{cancel: cancel, conn: conn}
+	s.flows.add(f)
+	defer s.flows.remove(f)
+	if n := s.admit(f, ex); n != nil {
+		s.note(n)
+		n.write(w, accept)
+		return
+	}
+	if isWebsocket(r) {
+		ex.websocket, ex.key = true, r.Header.Get("Sec-Websocket-Key")
+		header.Set("Connection", "Upgrade")
+		header.Set("Upgrade", "websocket")
+	}
+	if r.ContentLength != 0 {
+		// Else net/http reads the whole body before the response's first byte goes out, and
+		// who streams both ways waits for ever. It is not to be had for HTTP/1.0 alone.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	out := r.WithContext(context.WithValue(ctx, exchangeKey{}, ex))
+	out.Header = header
+	s.proxy.ServeHTTP(w, out)
+}
+
+// admit judges the exchange, spends its grant if it is for one use, finds its credential,
+// and leaves its question in f. See [registry] for the order.
+func (s *Server) admit(f *flow, ex *exchange) *refusal {
+	claimed := ""
+	for {
+		generation := s.flows.generation.Load()
+		snap := s.snap.Load()
+		v := snap.table.Decide(ex.query, s.live(claimed))
+		if !v.Allowed {
+			n := ex.refusal(http.StatusForbidden, v.Reason)
+			n.nearest, n.ask = v.Nearest, suggest(ex.query)
+			return n
+		}
+		route := snap.routes[v.Route]
+		ex.path, ex.limited, ex.credential = v.Path, len(route.Matches) > 0, route.Credential
+		if ex.credential != "" {
+			if n := s.takeCredential(ex); n != nil {
+				return n
+			}
+		}
+		if g := route.Grant; g != nil && g.Duration.Kind == bottle.Once && g.Request != claimed {
+			switch ok, err := s.spent.claim(g.Request); {
+			case err != nil:
+				n := ex.refusal(http.StatusServiceUnavailable, "the grant "+g.Request+" is for one use, which could not be recorded: "+err.Error())
+				n.failure = true
+				return n
+			case !ok:
+				continue // another request was first
+			}
+			claimed = g.Request
+		}
+		ex.single = claimed != ""
+		question := func() bool {
+			snap, live := s.snap.Load(), s.live(claimed)
+			return snap.table.Decide(ex.query, live).Allowed &&
+				(ex.credential == "" || snap.carries(ex.credential, ex.to(), live))
+		}
+		f.question.Store(&question)
+		if s.flows.generation.Load() == generation {
+			return nil
+		}
+	}
+}
+
+// takeCredential puts the secret into the exchange. That it may go to this host was
+// checked when the routes were loaded, and is checked again here.
+func (s *Server) takeCredential(ex *exchange) *refusal {
+	c, ok := s.keys.credentials[ex.credential]
+	switch {
+	case !ok || !c.Allows(ex.query.Host):
+		return ex.refusal(http.StatusForbidden, fmt.Sprintf("credential %s is not for %s", ex.credential, ex.query.Host))
+	case !ex.query.TLS:
+		return ex.refusal(http.StatusForbidden, fmt.Sprintf("credential %s is sent over TLS alone; use https", ex.credential))
+	}
+	if ex.secret, ok = s.keys.value(ex.credential); !ok {
+		n := ex.refusal(http.StatusServiceUnavailable, fmt.Sprintf("credential %s has not been handed over; is the keeper running?", ex.credential))
+		n.failure = true
+		return n
+	}
+	ex.header, ex.token = c.Header, s.keys.token(ex.credential)
+	return nil
+}
+
+// hopByHop are the fields that end here (RFC 9110 section 7.6.1, and those that predate it).
+func hopByHop() []string {
+	return []string{
+		"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer",
+		"Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
+		// A server that believes these is told another host or client than it is called for.
+		"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto",
+	}
+}
+
+// forwardable returns a copy of the header without what does not go on. It is what the
+// routes judge: a field that a match requires, and Connection names, would be judged and
+// then not sent.
+func forwardable(h http.Header) http.Header {
+	out := h.Clone()
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			out.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range hopByHop() {
+		out.Del(name)
+	}
+	return out
+}
+
+// overrides are fields by which some servers take another path or method than the request
+// line's. A route with matches does not let them pass.
+func overrides() []string {
+	return []string{
+		"X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Path",
+		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
+	}
+}
+
+// rewrite makes the request that goes upstream.
+func (s *Server) rewrite(pr *httputil.ProxyRequest) {
+	ex, ok := pr.In.Context().Value(exchangeKey{}).(*exchange)
+	if !ok { // never sent: the transport refuses a request without a host
+		pr.Out.URL, pr.Out.Host = &url.URL{}, ""
+		return
+	}
+	out := pr.Out
+	out.URL = ex.url(pr.In.URL)
+	out.Host = ex.to().header(ex.query.TLS)
+	out.Trailer = nil
+	if ex.limited {
+		for _, name := range overrides() {
+			out.Header.Del(name)
+		}
+	}
+	if ex.credential != "" {
+		out.Header.Del("Authorization")
+		out.Header.Set(ex.header, ex.secret) // replaces the agent's
+	}
+}
+
+// url is what makes net/http send exactly ex.path: an opaque one is not encoded again.
+func (ex *exchange) url(in *url.URL) *url.URL {
+	u := &url.URL{
+		Scheme: scheme(ex.query.TLS), Host: ex.to().String(), Opaque: ex.path,
+		RawQuery: in.RawQuery, ForceQuery: in.ForceQuery,
+	}
+	if !ex.query.TLS { // to pipelock, in absolute-form
+		u.Opaque = "//" + ex.to().header(false) + ex.path
+	}
+	return u
+}
+
+// modify looks at a response before it is passed on.
+func (s *Server) modify(res *http.Response) error {
+	ex, ok := res.Request.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return errors.New("a response to no request")
+	}
+	if layer := res.Header.Get(layerHeader); !ex.query.TLS && layer == layerPipelock && res.StatusCode >= 400 {
+		return &hopError{status: res.StatusCode, reason: hopReason(res)}
+	}
+	res.Header.Del(layerHeader) // an upstream can't speak for us
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		if !ex.websocket || !acceptsWebsocket(res, ex.key) {
+			return errors.New("it switched protocols without being asked to")
+		}
+		return nil
+	}
+	if ex.closeAfter {
+		res.Header.Set("Connection", "close")
+	}
+	if ex.credential != "" {
+		redact(res, ex.token)
+	}
+	return nil
+}
+
+// fail answers for an exchange that did not get a response, or not one to pass on.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	ex, ok := r.Context().Value(exchangeKey{}).(*exchange)
+	if !ok || context.Cause(r.Context()) != nil { // cut, or the agent has gone
+		panic(http.ErrAbortHandler)
+	}
+	n := ex.failed(err)
+	s.note(n)
+	n.write(w, r.Header["Accept"])
+}
+
+// isWebsocket reports whether r opens a websocket as RFC 6455 section 4.1 says. It is
+// judged as the GET that it is.
+func isWebsocket(r *http.Request) bool {
+	h := r.Header
+	return r.Method == http.MethodGet && r.ProtoAtLeast(1, 1) && len(h["Upgrade"]) == 1 &&
+		strings.EqualFold(h.Get("Upgrade"), "websocket") && httpguts.HeaderValuesContainsToken(h["Connection"], "upgrade") &&
+		h.Get("Sec-Websocket-Version") == "13" && len(h["Sec-Websocket-Key"]) == 1
+}

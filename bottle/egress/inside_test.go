@@ -1,0 +1,155 @@
+package egress
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"bottle/bottle"
+)
+
+func TestLeaves(t *testing.T) {
+	certPEM, keyPEM, err := newCA("test", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(bottle.WriteFile(dir+"/c", certPEM, 0o644), bottle.WriteFile(dir+"/k", keyPEM, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	authority, err := loadCA(dir+"/c", dir+"/k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	l := newLeaves(authority, func() time.Time { return now })
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	serials := map[string]bool{}
+	for range 32 {
+		wg.Go(func() {
+			c, err := l.get("a.example.com")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			serials[c.Leaf.SerialNumber.String()] = true
+		})
+	}
+	wg.Wait()
+	if len(serials) != 1 {
+		t.Errorf("%d certificates for one host at once", len(serials))
+	}
+	first, _ := l.get("a.example.com")
+	now = now.Add(leafLife/2 + time.Second)
+	if second, err := l.get("a.example.com"); err != nil || second.Leaf.SerialNumber.Cmp(first.Leaf.SerialNumber) == 0 || !second.Leaf.NotAfter.After(now) {
+		t.Errorf("not made anew: %v", err)
+	}
+	for i := range maxLeaves + 10 {
+		l.entry(bottle.Host("h" + strings.Repeat("x", i%50) + string(rune('a'+i%26)) + ".example.com"))
+		l.entry(bottle.Host(strings.Repeat("y", i/50+1) + strings.Repeat("x", i%50) + ".example.com"))
+	}
+	if l.byAge.Len() > maxLeaves || len(l.hosts) != l.byAge.Len() {
+		t.Errorf("%d in the list, %d in the map", l.byAge.Len(), len(l.hosts))
+	}
+}
+
+func TestRedactor(t *testing.T) {
+	const token = "abcabcab-token"
+	mask := strings.Repeat("*", len(token))
+	for _, tc := range []struct{ in, want string }{
+		{"", ""},
+		{"nothing here", "nothing here"},
+		{token, mask},
+		{"x" + token + "y" + token, "x" + mask + "y" + mask},
+		{"abcabc" + token + "abcab", "abcabc" + mask + "abcab"},
+		{token[:len(token)-1], token[:len(token)-1]},
+	} {
+		for name, r := range map[string]io.Reader{"whole": strings.NewReader(tc.in), "bytes": iotest.OneByteReader(strings.NewReader(tc.in)), "err with data": iotest.DataErrReader(strings.NewReader(tc.in))} {
+			got, err := io.ReadAll(&redactor{body: io.NopCloser(r), token: []byte(token)})
+			if err != nil || string(got) != tc.want {
+				t.Errorf("%s %q: %q %v", name, tc.in, got, err)
+			}
+		}
+	}
+	// What can't be a token's beginning is not held back.
+	pr, pw := io.Pipe()
+	r := &redactor{body: pr, token: []byte(token)}
+	go func() { _, _ = io.WriteString(pw, "data: 1\n\n") }()
+	buf := make([]byte, 64)
+	if n, err := r.Read(buf); err != nil || string(buf[:n]) != "data: 1\n\n" {
+		t.Errorf("%q %v", buf[:n], err)
+	}
+	_ = pw.Close()
+}
+
+// pieces is a connection whose reads give what is there in steps of n bytes.
+type pieces struct {
+	net.Conn
+	r io.Reader
+	n int
+}
+
+func (p *pieces) Read(b []byte) (int, error) { return p.r.Read(b[:min(len(b), p.n)]) }
+
+// FuzzWire holds the two ends together: where wireConn lets a stream of requests pass,
+// net/http reads the same framing in it, whatever the sizes of reads; and it never passes
+// on a byte of a message that it refuses beyond its head's start.
+func FuzzWire(f *testing.F) {
+	f.Add([]byte("GET http://a.b/ HTTP/1.1\r\nHost: a.b\r\n\r\n"), 3)
+	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.0\r\n\r\n"), 1)
+	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n"), 7)
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: a\r\nX: b\nY: c\r\n\r\n"), 100)
+	f.Add([]byte("CONNECT a.b:443 HTTP/1.1\r\n\r\n\x16\x03\x01"), 2)
+	f.Fuzz(func(t *testing.T, b []byte, n int) {
+		if n < 1 || n > 4096 {
+			n = 1
+		}
+		pass := func(n int) ([]byte, *violation) {
+			c := &wireConn{Conn: &pieces{r: bytes.NewReader(b), n: n}}
+			var out bytes.Buffer
+			_, err := io.Copy(&out, struct{ io.Reader }{c})
+			var v *violation
+			if err != nil && !errors.As(err, &v) {
+				t.Fatal(err)
+			}
+			return out.Bytes(), v
+		}
+		whole, v := pass(4096)
+		some, v2 := pass(n)
+		if (v == nil) != (v2 == nil) || v != nil && v.reason != v2.reason {
+			t.Fatalf("reads of %d bytes change the verdict: %v, %v", n, v, v2)
+		}
+		if v == nil && (!bytes.Equal(whole, b) || !bytes.Equal(some, b)) {
+			t.Fatal("bytes lost")
+		}
+		// net/http must find no more messages in it than wireConn's framing has.
+		c := &wireConn{Conn: &pieces{r: bytes.NewReader(b), n: 4096}}
+		br := bufio.NewReader(c)
+		for {
+			req, err := http.ReadRequest(br)
+			if err != nil {
+				return
+			}
+			if _, err := io.Copy(io.Discard, req.Body); err != nil {
+				return
+			}
+			if req.Method == http.MethodConnect || req.Header.Get("Upgrade") != "" {
+				return
+			}
+			if br.Buffered() == 0 && c.pending == nil && c.state != inRequestLine && c.state != inBody && c.state != inFields && c.state != inChunkSize && c.state != inChunk {
+				t.Fatalf("net/http ended a message where wireConn is in state %d", c.state)
+			}
+		}
+	})
+}

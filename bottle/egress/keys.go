@@ -1,0 +1,253 @@
+package egress
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+	"golang.org/x/sys/unix"
+
+	"bottle/bottle"
+)
+
+const (
+	maxKeysLine = 1 << 20         // bytes of the one message on the key socket
+	maxToken    = 16 << 10        // bytes of one token
+	keysTimeout = 5 * time.Second // for the whole exchange on the key socket
+)
+
+// A keyring holds the operator's tokens, in memory alone.
+type keyring struct {
+	credentials map[string]bottle.Credential
+
+	mu     sync.RWMutex
+	tokens map[string]string
+}
+
+func newKeyring(credentials map[string]bottle.Credential) *keyring {
+	return &keyring{credentials: credentials, tokens: map[string]string{}}
+}
+
+// value returns the header value of a credential: scheme and token. It is a secret.
+func (k *keyring) value(name string) (string, bool) {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	token, ok := k.tokens[name]
+	if scheme := k.credentials[name].Scheme; scheme != "" {
+		token = scheme + " " + token
+	}
+	return token, ok
+}
+
+// token returns a credential's bare token, which must not come back in an answer.
+func (k *keyring) token(name string) string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.tokens[name]
+}
+
+// needs returns the names of the credentials that have not been handed over, sorted.
+func (k *keyring) needs() []string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	var names []string
+	for name := range k.credentials {
+		if _, ok := k.tokens[name]; !ok {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// add takes all of the tokens or, with an error that names none of them, nothing.
+func (k *keyring) add(tokens map[string]string) error {
+	for name, token := range tokens {
+		switch _, ok := k.credentials[name]; {
+		case !ok:
+			return fmt.Errorf("credential %q is not in the manifest", clip(name, 60))
+		case token == "":
+			return fmt.Errorf("credential %s: the token is empty", name)
+		case len(token) > maxToken:
+			return fmt.Errorf("credential %s: the token is over %d bytes", name, maxToken)
+		case !httpguts.ValidHeaderFieldValue(token) || strings.TrimSpace(token) != token:
+			return fmt.Errorf("credential %s: the token has a space or line break at an end, or a control character, and can't be sent in a header", name)
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for name, token := range tokens {
+		k.tokens[name] = token
+	}
+	return nil
+}
+
+type keysMessage struct {
+	Schema int               `json:"schema"`
+	Tokens map[string]string `json:"tokens"`
+}
+
+type keysReply struct {
+	OK    bool   `json:"ok,omitempty"`
+	Error string `json:"error,omitempty"`
+}
+
+// listenKeys opens the key socket with mode 0600. A socket file that nobody serves is
+// replaced; one that somebody serves is an error.
+func listenKeys(ctx context.Context, path string) (*net.UnixListener, error) {
+	switch st, err := os.Lstat(path); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("key socket: %w", err)
+	case st.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("key socket %s: something else is there; remove it: %w", path, bottle.ErrInvalid)
+	default:
+		var d net.Dialer
+		if c, err := d.DialContext(ctx, "unix", path); err == nil {
+			_ = c.Close()
+			return nil, fmt.Errorf("key socket %s: another egress serves it: %w", path, bottle.ErrLocked)
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("key socket: remove the stale one: %w", err)
+		}
+	}
+	// The mode of the socket before bind is that of the file after (unix_bind), so there is
+	// no instant at which it is wider, and the process's umask need not change.
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var chmod error
+		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil { //nolint:gosec // G115: a descriptor
+			return err
+		}
+		return chmod
+	}}
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("key socket: %w", err)
+	}
+	return l.(*net.UnixListener), nil //nolint:errcheck // that is what "unix" gives
+}
+
+// serveKeys takes tokens until l is closed, one peer at a time: the only one is the keeper.
+// took is called after each handover.
+func (s *Server) serveKeys(l *net.UnixListener, took func()) error {
+	for {
+		c, err := l.AcceptUnix()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("key socket: %w", err)
+		}
+		reply := keysReply{OK: true}
+		if err := s.takeKeys(c); err != nil {
+			s.log.Warn("credentials refused", "error", err)
+			reply = keysReply{Error: err.Error()}
+		} else {
+			s.log.Info("credentials taken", "missing", s.keys.needs())
+			took()
+		}
+		_ = json.NewEncoder(c).Encode(reply) // the peer sees a lost reply as an error of its own
+		_ = c.Close()
+	}
+}
+
+func (s *Server) takeKeys(c *net.UnixConn) error {
+	if err := c.SetDeadline(time.Now().Add(keysTimeout)); err != nil {
+		return err
+	}
+	if err := checkPeer(c); err != nil {
+		return err
+	}
+	line, err := readLine(c)
+	if err != nil {
+		return err
+	}
+	var m keysMessage
+	if err := json.Unmarshal(line, &m); err != nil {
+		return errors.New("not the JSON of a handover") // the JSON error could quote a token
+	}
+	if m.Schema != bottle.Schema {
+		return fmt.Errorf("schema %d; this egress takes %d", m.Schema, bottle.Schema)
+	}
+	return s.keys.add(m.Tokens)
+}
+
+func readLine(r io.Reader) ([]byte, error) {
+	line, err := bufio.NewReader(io.LimitReader(r, maxKeysLine)).ReadBytes('\n')
+	if err != nil {
+		return nil, fmt.Errorf("no whole line of at most %d bytes: %w", maxKeysLine, err)
+	}
+	return line, nil
+}
+
+// checkPeer refuses another user, by the kernel's word (SO_PEERCRED, unix(7)).
+func checkPeer(c *net.UnixConn) error {
+	rc, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := rc.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // G115: a descriptor
+	}); err != nil {
+		return err
+	}
+	if credErr != nil {
+		return fmt.Errorf("who is at the key socket: %w", credErr)
+	}
+	if int(cred.Uid) != os.Getuid() {
+		return fmt.Errorf("the process at the other end of the key socket is of uid %d, not %d", cred.Uid, os.Getuid())
+	}
+	return nil
+}
+
+// HandKeys hands tokens, by credential name, to the egress that serves the key socket. It
+// is the keeper's side. It sends nothing to a process of another user, takes at most five
+// seconds, and its error is egress' own refusal, if there was one; none has a token in it.
+func HandKeys(ctx context.Context, socket string, tokens map[string]string) error {
+	ctx, cancel := context.WithTimeout(ctx, keysTimeout)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("hand credentials to egress: %w", err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("hand credentials to egress: %s is not a unix socket", socket)
+	}
+	if err := checkPeer(c); err != nil {
+		return fmt.Errorf("hand credentials to egress: %w", err)
+	}
+	if err := json.NewEncoder(c).Encode(keysMessage{Schema: bottle.Schema, Tokens: tokens}); err != nil {
+		return fmt.Errorf("hand credentials to egress: %w", err)
+	}
+	line, err := readLine(c)
+	if err != nil {
+		return fmt.Errorf("hand credentials to egress: %w", err)
+	}
+	var reply keysReply
+	switch err := json.Unmarshal(line, &reply); {
+	case err != nil:
+		return fmt.Errorf("hand credentials to egress: its reply: %w", err)
+	case !reply.OK:
+		return fmt.Errorf("hand credentials to egress: %s", reply.Error)
+	}
+	return nil
+}

@@ -1,0 +1,88 @@
+package egress
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// minRedacted is the length, in bytes, below which a token is not looked for: a few letters
+// occur by chance.
+const minRedacted = 8
+
+// redact takes a token out of a response: some hosts echo a request's header, in an error
+// page for one. It finds the token as it was sent, in header fields and in a body that is
+// not compressed; an upstream that means to leak it can encode it, which is why a
+// credential is bound to its hosts. The body keeps its length and streams on.
+func redact(res *http.Response, token string) {
+	if len(token) < minRedacted {
+		return
+	}
+	for name, values := range res.Header {
+		for i, v := range values {
+			if strings.Contains(v, token) {
+				res.Header[name][i] = strings.ReplaceAll(v, token, strings.Repeat("*", len(token)))
+			}
+		}
+	}
+	if res.Body != nil && res.Body != http.NoBody {
+		res.Body = &redactor{body: res.Body, token: []byte(token)}
+	}
+}
+
+// A redactor overwrites a token in what it passes on. It holds back no more than the end
+// that could be a token's beginning, and that only until more comes.
+type redactor struct {
+	body  io.ReadCloser
+	token []byte
+	buf   []byte // read and not looked through
+	ready []byte // looked through and not passed on
+	err   error
+}
+
+// Read implements [io.Reader].
+func (r *redactor) Read(p []byte) (int, error) {
+	for len(r.ready) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		r.fill(len(p))
+	}
+	n := copy(p, r.ready)
+	r.ready = r.ready[n:]
+	return n, nil
+}
+
+func (r *redactor) fill(size int) {
+	held := len(r.buf)
+	r.buf = append(r.buf, make([]byte, max(size, 512))...)
+	n, err := r.body.Read(r.buf[held:])
+	r.buf, r.err = r.buf[:held+n], err
+	for {
+		i := bytes.Index(r.buf, r.token)
+		if i < 0 {
+			break
+		}
+		copy(r.buf[i:], bytes.Repeat([]byte("*"), len(r.token)))
+	}
+	keep := 0
+	if err == nil {
+		keep = overlap(r.buf, r.token)
+	}
+	r.ready = r.buf[:len(r.buf)-keep]
+	r.buf = bytes.Clone(r.buf[len(r.buf)-keep:])
+}
+
+// overlap is the length of the longest end of b that is a proper beginning of token.
+func overlap(b, token []byte) int {
+	for n := min(len(b), len(token)-1); n > 0; n-- {
+		if bytes.Equal(b[len(b)-n:], token[:n]) {
+			return n
+		}
+	}
+	return 0
+}
+
+// Close implements [io.Closer].
+func (r *redactor) Close() error { return r.body.Close() }

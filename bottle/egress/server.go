@@ -1,0 +1,332 @@
+package egress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
+
+	"bottle/bottle"
+)
+
+const (
+	headTimeout = 10 * time.Second // to send a request's head
+	keepTimeout = 5 * time.Minute  // of an agent's connection between requests
+	// endsTick is how often the clocks are looked at while grants of limited time are in
+	// force. It is a tick and not a timer because clocks jump and machines sleep.
+	endsTick = 250 * time.Millisecond
+)
+
+// A Config says what an egress serves. Paths are absolute.
+type Config struct {
+	Routes     string // required: the live, verified routes.yaml
+	StatusPath string // required: status/egress.json
+	SpentPath  string // required: status/spent.json
+	CACert     string // required, with CAKey: see [EnsureCA]
+	CAKey      string
+	KeySocket  string // required: where the keeper hands tokens over
+	// Listen is the proxy's TCP address; Listener, if not nil, is used in its place.
+	Listen   string
+	Listener net.Listener
+	// Pipelock is the host:port of the next hop; required.
+	Pipelock string
+	// UpstreamCA is PEM text of roots beside the system's; empty means none.
+	UpstreamCA []byte
+	// Credentials are those of the manifest, by name; nil means none.
+	Credentials map[string]bottle.Credential
+	// Reload asks for the routes to be read anew; each message is a reload.
+	// It is never closed.
+	Reload <-chan struct{}
+	Logger *slog.Logger     // required; no secret is logged
+	Now    func() time.Time // nil means time.Now
+}
+
+// A Server is an egress. It is made by [New] and serves once.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	now      func() time.Time
+	instance string
+	addr     string
+	counts   counts
+
+	snap    atomic.Pointer[snapshot]
+	flows   *registry
+	spent   *spentLog
+	denials *denials
+	keys    *keyring
+	leaves  *leaves
+	hop     *hop
+	up      *upstreams
+	proxy   *httputil.ReverseProxy
+
+	listener *listener
+	tunnels  *queue
+	handlers sync.WaitGroup // connections and handlers
+}
+
+// New reads the CA, the routes and the spent grants. An error names what is wrong with
+// which file; an egress without valid routes does not start. Nothing is opened yet.
+func New(cfg Config) (*Server, error) {
+	for _, f := range []struct{ name, value string }{
+		{"Routes", cfg.Routes},
+		{"StatusPath", cfg.StatusPath},
+		{"SpentPath", cfg.SpentPath},
+		{"CACert", cfg.CACert},
+		{"CAKey", cfg.CAKey},
+		{"KeySocket", cfg.KeySocket},
+		{"Pipelock", cfg.Pipelock},
+	} {
+		if f.value == "" {
+			return nil, fmt.Errorf("egress: Config.%s is required: %w", f.name, bottle.ErrInvalid)
+		}
+	}
+	switch {
+	case cfg.Logger == nil:
+		return nil, fmt.Errorf("egress: Config.Logger is required: %w", bottle.ErrInvalid)
+	case cfg.Listener == nil && cfg.Listen == "":
+		return nil, fmt.Errorf("egress: Config.Listen or Config.Listener is required: %w", bottle.ErrInvalid)
+	}
+	if _, _, err := net.SplitHostPort(cfg.Pipelock); err != nil {
+		return nil, fmt.Errorf("egress: Config.Pipelock: %w", err)
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
+		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: &hop{addr: cfg.Pipelock},
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	authority, err := loadCA(cfg.CACert, cfg.CAKey)
+	if err != nil {
+		return nil, fmt.Errorf("egress: %w", err)
+	}
+	s.leaves, s.denials = newLeaves(authority, s.now), newDenials(s.now)
+	roots, err := rootPool(cfg.UpstreamCA)
+	if err != nil {
+		return nil, fmt.Errorf("egress: %w", err)
+	}
+	s.up = newUpstreams(s.hop, roots)
+	if s.spent, err = openSpent(cfg.SpentPath, s.now); err != nil {
+		return nil, fmt.Errorf("egress: %w", err)
+	}
+	snap, _, err := loadSnapshot(cfg.Routes, cfg.Credentials, s.now())
+	if err != nil {
+		return nil, fmt.Errorf("egress: %w", err)
+	}
+	s.snap.Store(snap)
+	s.proxy = &httputil.ReverseProxy{
+		Rewrite: s.rewrite, Transport: s.up, ModifyResponse: s.modify, ErrorHandler: s.fail,
+		FlushInterval: -1, // what comes goes on at once
+		BufferPool:    new(buffers),
+		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
+}
+
+// Run serves until ctx ends, then closes every connection and waits for everything that it
+// started. It returns nil for an end by ctx.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	keys, err := listenKeys(ctx, s.cfg.KeySocket)
+	if err != nil {
+		s.listener.closeAll()
+		return fmt.Errorf("egress: %w", err)
+	}
+	s.tunnels = newQueue(s.listener.Addr())
+
+	group, ctx := errgroup.WithContext(ctx)
+	took := make(chan struct{}, 1)
+	outer := s.server(ctx, s.servePlain)
+	inner := s.server(ctx, s.serveTunnelled)
+	group.Go(func() error { return served(outer.Serve(&watched{s.listener, s})) })
+	group.Go(func() error { return served(inner.Serve(s.tunnels)) })
+	group.Go(func() error {
+		return s.serveKeys(keys, func() {
+			select {
+			case took <- struct{}{}:
+			default:
+			}
+		})
+	})
+	group.Go(func() error { return s.steer(ctx, took) })
+	group.Go(func() error {
+		<-ctx.Done()
+		_ = keys.Close()
+		s.listener.closeAll()
+		_ = s.tunnels.Close()
+		_ = outer.Close()
+		_ = inner.Close()
+		return nil
+	})
+	err = group.Wait()
+	s.handlers.Wait()
+	s.up.closeIdle()
+	if err != nil {
+		return fmt.Errorf("egress: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) open(ctx context.Context) error {
+	l := s.cfg.Listener
+	if l == nil {
+		var lc net.ListenConfig
+		var err error
+		if l, err = lc.Listen(ctx, "tcp", s.cfg.Listen); err != nil {
+			return fmt.Errorf("egress: listen on %s: %w; free the port or set another in egress.listen", s.cfg.Listen, err)
+		}
+	}
+	tcp, ok := l.(*net.TCPListener)
+	if !ok {
+		_ = l.Close()
+		return fmt.Errorf("egress: the listener is not a TCP one: %w", bottle.ErrInvalid)
+	}
+	s.listener, s.addr = newListener(tcp), tcp.Addr().String()
+	return nil
+}
+
+// served is what a server's end by our own hand comes to.
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// server is one of the two: for the proxy's port, and for the insides of tunnels.
+func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	return &http.Server{
+		Handler: h, Protocols: protocols,
+		ReadHeaderTimeout: headTimeout, IdleTimeout: keepTimeout, MaxHeaderBytes: maxHead,
+		// A response may take for ever, and so may a request's body: no other timeouts.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			switch c := c.(type) {
+			case *tunnelConn:
+				return context.WithValue(ctx, tunnelKey{}, c.tunnel)
+			case *wireConn:
+				return context.WithValue(ctx, connKey{}, c.Conn)
+			}
+			return ctx
+		},
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				s.handlers.Add(1)
+			case http.StateHijacked, http.StateClosed: // whose handler has counted itself
+				s.handlers.Done()
+			case http.StateActive, http.StateIdle:
+			}
+		},
+		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
+
+// watched is the proxy's listener, with [wireConn] around each connection.
+type watched struct {
+	*listener
+	s *Server
+}
+
+// Accept implements [net.Listener].
+func (l *watched) Accept() (net.Conn, error) {
+	c, err := l.listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &wireConn{Conn: c, refuse: func(v *violation) []byte { return l.s.violated(v, nil) }}, nil
+}
+
+// violated makes the answer to a request that [wireConn] stopped.
+func (s *Server) violated(v *violation, t *tunnel) []byte {
+	n := &refusal{status: v.status, layer: layerEgress, host: v.target, method: v.method, reason: v.reason, close: true}
+	if t != nil {
+		n.host, n.port, n.tls, n.path = string(t.to.host), t.to.port, true, pathOnly(v.target)
+	} else if a, ok := cutScheme(v.target); ok {
+		n.host, n.path = a.authority, pathOnly(a.path)
+	}
+	s.note(n)
+	return n.wire()
+}
+
+// steer does what is done one at a time: reloads, the ends of grants, the status.
+func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
+	var refused *bottle.Refusal
+	s.writeStatus(refused)
+	tick := time.NewTicker(endsTick)
+	defer tick.Stop()
+	ended := s.ended(s.snap.Load())
+	for {
+		var ticks <-chan time.Time
+		if s.snap.Load().timed {
+			ticks = tick.C
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.cfg.Reload:
+			refused = s.reload()
+			ended = s.ended(s.snap.Load())
+			s.writeStatus(refused)
+		case <-took:
+			s.writeStatus(refused)
+		case <-ticks:
+			if n := s.ended(s.snap.Load()); n != ended {
+				ended = n
+				s.cutForbidden("a grant has ended")
+				s.writeStatus(refused)
+			}
+		}
+	}
+}
+
+// reload puts the live routes in force, or leaves those that are and says why.
+func (s *Server) reload() *bottle.Refusal {
+	snap, claimed, err := loadSnapshot(s.cfg.Routes, s.cfg.Credentials, s.now())
+	if err != nil {
+		s.log.Error("routes refused; the old ones stay in force", "revision", claimed, "error", err)
+		return &bottle.Refusal{Revision: claimed, Error: err.Error(), At: s.now().UTC()}
+	}
+	s.snap.Store(snap)
+	s.up.closeIdle() // a connection made for a host that is no longer allowed must not wait there
+	s.cutForbidden("routes reloaded")
+	s.log.Info("routes in force", "revision", snap.revision, "routes", len(snap.routes))
+	return nil
+}
+
+func (s *Server) cutForbidden(why string) {
+	if n := s.flows.sweep(); n > 0 {
+		s.counts[countCut].Add(uint64(n)) //nolint:gosec // G115: a length
+		s.log.Info("cut what is no longer allowed", "why", why, "flows", n)
+	}
+}
+
+// buffers are those that bodies are copied through.
+type buffers struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+// Get implements [httputil.BufferPool].
+func (b *buffers) Get() []byte {
+	if p, ok := b.pool.Get().(*[]byte); ok {
+		return *p
+	}
+	return make([]byte, bufferSize)
+}
+
+// Put implements [httputil.BufferPool].
+func (b *buffers) Put(p []byte) { b.pool.Put(&p) }

@@ -1,0 +1,176 @@
+package egress_test
+
+import (
+	"bufio"
+	"crypto/sha1"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"bottle/bottle"
+	"bottle/bottle/egress"
+)
+
+// What an upstream sends arrives before it sends more, in both directions.
+func TestStreamsAreNotBuffered(t *testing.T) {
+	w := newWorld(t, []bottle.Route{whole("api.example.com"), whole("plain.example.com")})
+	echo := func(rw http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(rw)
+		_ = rc.EnableFullDuplex()
+		_ = rc.Flush()
+		br := bufio.NewReader(r.Body)
+		for {
+			line, err := br.ReadString('\n')
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(rw, strings.ToUpper(line))
+			_ = rc.Flush()
+		}
+	}
+	w.upstream("api.example.com", echo)
+	pr, pw := io.Pipe()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://api.example.com/", pr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.WriteString(pw, "one\n") }()
+	res, err := w.agent().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	br := bufio.NewReader(res.Body)
+	for i, want := range []string{"ONE\n", "TWO\n"} {
+		if i > 0 {
+			_, _ = io.WriteString(pw, strings.ToLower(want))
+		}
+		if line, err := br.ReadString('\n'); err != nil || line != want {
+			t.Fatalf("%q %v", line, err)
+		}
+	}
+	_ = pw.Close()
+	if _, err := io.ReadAll(br); err != nil {
+		t.Error(err)
+	}
+}
+
+// ws opens a websocket by hand, through a tunnel.
+func ws(t *testing.T, w *world, host, path, upgrade string) (*tls.Conn, *bufio.Reader, *http.Response) {
+	t.Helper()
+	c, _ := w.tunnel(host + ":443")
+	tc := tls.Client(c, &tls.Config{RootCAs: w.roots, ServerName: host})
+	_, _ = fmt.Fprintf(tc, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", path, host, upgrade)
+	br := bufio.NewReader(tc)
+	res, err := http.ReadResponse(br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tc, br, res
+}
+
+func TestUpgrade(t *testing.T) {
+	w := newWorld(t, []bottle.Route{below("ws.example.com", "/ws"), whole("other.example.com")})
+	w.upstream("ws.example.com", func(rw http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			_, _ = io.WriteString(rw, "no upgrade asked")
+			return
+		}
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		accept := base64.StdEncoding.EncodeToString(sum[:])
+		if r.URL.Path == "/ws/wrong" {
+			accept = "wrong"
+		}
+		c, brw, err := http.NewResponseController(rw).Hijack()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Accept: %s\r\n\r\n", r.Header.Get("Upgrade"), accept)
+		_, _ = io.Copy(c, brw)
+	})
+	c, br, res := ws(t, w, "ws.example.com", "/ws/1", "websocket")
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatal(res.Status)
+	}
+	_, _ = io.WriteString(c, "ping")
+	b := make([]byte, 4)
+	if _, err := io.ReadFull(br, b); err != nil || string(b) != "ping" {
+		t.Fatalf("%q %v", b, err)
+	}
+	if _, _, res := ws(t, w, "ws.example.com", "/else", "websocket"); res.StatusCode != 403 {
+		t.Error(res.Status)
+	}
+	if _, _, res := ws(t, w, "ws.example.com", "/ws/wrong", "websocket"); res.StatusCode != 502 {
+		t.Error(res.Status)
+	}
+	// h2c would carry requests that nobody judges: the offer is not passed on.
+	h2c, br2, res := ws(t, w, "ws.example.com", "/ws/1", "h2c")
+	if res.StatusCode != 200 || !res.Close {
+		t.Error(res.Status, res.Header)
+	}
+	_, _ = io.Copy(io.Discard, res.Body)
+	_, _ = io.WriteString(h2c, "GET /else HTTP/1.1\r\nHost: other.example.com\r\n\r\n")
+	if rest, _ := io.ReadAll(br2); len(rest) != 0 {
+		t.Errorf("a second request was read: %q", rest)
+	}
+	w.setRoutes([]bottle.Route{whole("other.example.com")})
+	if n, err := br.Read(b); err == nil {
+		t.Errorf("the websocket was not cut: %d", n)
+	}
+}
+
+func TestTooManyConnections(t *testing.T) {
+	w := newWorld(t, nil)
+	var open []net.Conn
+	defer func() {
+		for _, c := range open {
+			_ = c.Close()
+		}
+	}()
+	refused := func(c net.Conn) bool {
+		_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
+		b := make([]byte, 32)
+		n, _ := c.Read(b)
+		return strings.HasPrefix(string(b[:n]), "HTTP/1.1 503")
+	}
+	for range 4096 {
+		open = append(open, w.dial())
+	}
+	eventually(t, "a refusal", func() bool {
+		c := w.dial()
+		defer c.Close()
+		return refused(c)
+	})
+	for _, c := range open[:10] {
+		_ = c.Close()
+	}
+	eventually(t, "room again", func() bool {
+		_, err := egress.Client{Proxy: w.addr}.Routes(t.Context())
+		return err == nil
+	})
+}
+
+// A client that never ends its head, or never says hello, loses its connection.
+func TestSlowHeads(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, []bottle.Route{whole("a.example.com")})
+	plain := w.dial()
+	_, _ = io.WriteString(plain, "GET http://a.example.com/ HTTP/1.1\r\nHo")
+	silent, _ := w.tunnel("a.example.com:443")
+	inside, _ := w.tunnel("a.example.com:443")
+	tc := tls.Client(inside, &tls.Config{RootCAs: w.roots, ServerName: "a.example.com"})
+	_, _ = io.WriteString(tc, "GET / HTTP/1.1\r\nHo")
+	start := time.Now()
+	for name, c := range map[string]net.Conn{"plain": plain, "silent": silent, "inside": tc} {
+		if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "i/o timeout") {
+			t.Errorf("%s: still open after %s", name, time.Since(start))
+		}
+	}
+}
