@@ -54,10 +54,10 @@ type Codec interface {
 	// SetAllowlist returns the file, sealed, with that allowlist and all else as it was. An empty b means a new
 	// file. The same list gives the same bytes again.
 	SetAllowlist(b []byte, list []bottle.AllowEntry) ([]byte, error)
-	// Validate refuses what the daemon would refuse to load after old (nil: to start with).
-	Validate(old, new []byte) error
+	// Validate refuses what the daemon would refuse to load after from (nil: to start with).
+	Validate(from, to []byte) error
 	// NeedsReplacement reports whether the daemon takes the change only by being started anew.
-	NeedsReplacement(old, new []byte) bool
+	NeedsReplacement(from, to []byte) bool
 	// Lines describes the file for a semantic diff.
 	Lines(b []byte) ([]string, error)
 }
@@ -149,7 +149,7 @@ func (a *Applier) ready(ctx context.Context) (*bottle.InitStatus, error) {
 	st, err := a.initStatus()
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("bottle %[1]s does not say how it is (%[2]v), so nothing was changed; run bottle restart %[1]s: %[3]w", a.cfg.Dir.Name(), err, ErrNotRunning)
+		return nil, fmt.Errorf("bottle %[1]s does not say how it is (%[2]w), so nothing was changed; run bottle restart %[1]s: %[3]w", a.cfg.Dir.Name(), err, ErrNotRunning)
 	case !st.Ready:
 		why := st.Error
 		if why == "" {

@@ -184,7 +184,7 @@ func (a *Applier) keepAside(ctx context.Context, name string, b []byte) error {
 // brokenError says what to do about a file that is not whole.
 func (a *Applier) brokenError(name string, b []byte, why error) error {
 	if a.parses(name, b) {
-		return fmt.Errorf("%s: %w, so nothing is applied on top of it (%v); run bottle routes edit to adopt or undo the edit", name, ErrHandEdited, why)
+		return fmt.Errorf("%s: %w, so nothing is applied on top of it (%w); run bottle routes edit to adopt or undo the edit", name, ErrHandEdited, why)
 	}
 	return fmt.Errorf("%s is damaged, so nothing is applied on top of it; the keeper rebuilds it from the records, as bottle restart %s does: %w", name, a.cfg.Dir.Name(), why)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"bottle/bottle"
@@ -34,12 +35,13 @@ func (a *Applier) perform(ctx context.Context, c *change, st *bottle.InitStatus)
 	}
 	// From here on an interrupt only shortens the wait for a widening, which is then taken back.
 	whole := context.WithoutCancel(ctx)
-	if err := a.recordApproved(whole, c); err != nil {
-		c.Outcome, c.Error = outcomeFailed, fmt.Sprintf("nothing was changed, because the record can't be written: %v", err)
-		return out, errors.Join(err, a.finish(whole, c))
-	}
-
-	failure, err := a.runSteps(ctx, c, ts)
+	// The journal holds the decision, so the record of it need not be waited for before the files are written, but
+	// before a widening counts: it is refused if the request was tampered with.
+	saved := make(chan error, 1)
+	go func() { saved <- a.recordApproved(whole, c) }()
+	record := sync.OnceValue(func() error { return <-saved })
+	failure, err := a.runSteps(ctx, c, ts, record)
+	_ = record() // it is waited for in any case; its error counted where it had to, or finish meets it again
 	out.Took = time.Since(begin)
 	if err != nil { // a file could be neither written nor restored; the journal stays
 		return out, fmt.Errorf("%w; it is written down in the journal and will be finished by the keeper or by the next command", err)
@@ -78,12 +80,16 @@ func (c *change) failedWidening(failure error) bool {
 }
 
 // runSteps returns a failure that was dealt with (rolled back, or its daemon killed), or an error that was not.
-func (a *Applier) runSteps(ctx context.Context, c *change, ts *targets) (failure, err error) {
+// record waits for the record to say that the request is approved.
+func (a *Applier) runSteps(ctx context.Context, c *change, ts *targets, record func() error) (failure, err error) {
 	for _, s := range c.Steps {
 		if s.Narrows {
+			if err := record(); err != nil {
+				return &stepError{false, fmt.Errorf("nothing was changed, because the record can't be written: %w", err)}, nil
+			}
 			failure, err = a.narrow(context.WithoutCancel(ctx), c, s, ts)
 		} else {
-			failure, err = a.widen(ctx, c, s, ts)
+			failure, err = a.widen(ctx, c, s, ts, record)
 		}
 		if failure != nil || err != nil {
 			return failure, err
@@ -119,21 +125,30 @@ func (a *Applier) kill(ctx context.Context, c *change, file string, why error) e
 	}
 	a.cfg.Fault("kill " + daemon)
 	if err := a.cfg.Signaler.Signal(ctx, killFor(file)); err != nil {
-		return fmt.Errorf("%w; and the bundle can't be told to stop %s (%v): stop the bottle", why, daemon, err)
+		return fmt.Errorf("%w; and the bundle can't be told to stop %s (%w): stop the bottle", why, daemon, err)
 	}
 	return fmt.Errorf("%w; the narrower config stays, and %s was killed and stays down until it has loaded it", why, daemon)
 }
 
-// widen writes the files in order and takes all of them back if one is not confirmed.
-func (a *Applier) widen(ctx context.Context, c *change, s step, ts *targets) (failure, err error) {
+// widen writes the files in order and takes all of them back if one is not confirmed, or the approval not recorded.
+func (a *Applier) widen(ctx context.Context, c *change, s step, ts *targets, record func() error) (failure, err error) {
 	c.Widened = true
+	written := s.Files
 	for i, f := range s.Files {
 		if failure = a.install(ctx, ts, f, false); failure != nil {
-			failure = &stepError{false, failure}
-			return failure, a.rollBack(context.WithoutCancel(ctx), c, s.Files[:i+1], ts)
+			written = s.Files[:i+1]
+			break
 		}
 	}
-	return nil, nil
+	if failure == nil {
+		if err := record(); err != nil {
+			failure = fmt.Errorf("taken back, because the record can't be written: %w", err)
+		}
+	}
+	if failure == nil {
+		return nil, nil
+	}
+	return &stepError{false, failure}, a.rollBack(context.WithoutCancel(ctx), c, written, ts)
 }
 
 // rollBack restores the old bytes of files, the last one written first: taking back a widening is a narrowing.

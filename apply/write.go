@@ -13,8 +13,8 @@ import (
 	"bottle/bottle"
 )
 
-// maxConfig bounds a config file in bytes. A file of 10,000 routes with comments is a tenth of it.
-const maxConfig = 16 << 20
+// maxConfig bounds a config file in bytes, as the bundle does.
+const maxConfig = 4 << 20
 
 // A target is a config file that is open for writing in place, and known to be the one that the bundle has mounted.
 type target struct {
