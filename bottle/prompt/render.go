@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +20,6 @@ type View struct {
 	Record   *bottle.Record
 	Proposal *bottle.Proposal // nil if there is nothing to decide any more
 	Problem  string           // why it can't be approved as it stands, if so
-	Notes    []string         // about its hosts: what a name looks like, or resembles
 	Now      time.Time
 	Full     bool // every line of the reason
 	Color    bool
@@ -76,7 +76,10 @@ func (v View) RenderChange(w io.Writer) error {
 func (v View) renderProposal(p *printer) {
 	p.section("what would change")
 	empty := true
-	for _, d := range v.Proposal.Diffs {
+	// routes.yaml first: pipelock.yaml follows from it.
+	diffs := slices.Clone(v.Proposal.Diffs)
+	slices.SortStableFunc(diffs, func(a, b bottle.FileDiff) int { return cmp.Compare(b.File, a.File) })
+	for _, d := range diffs {
 		if d.Empty() {
 			continue
 		}
@@ -98,13 +101,10 @@ func (v View) renderProposal(p *printer) {
 	if d := v.Proposal.Duration; d.Kind != "" {
 		p.line("  granted %s", d.Words())
 	}
-	if len(v.Proposal.Risks)+len(v.Notes) > 0 {
+	if len(v.Proposal.Risks) > 0 {
 		p.section("risks")
 		for _, r := range v.Proposal.Risks {
 			p.line("  %s %s", p.level(r.Level), Text(r.Text))
-		}
-		for _, n := range v.Notes {
-			p.line("  %s %s", p.level("medium"), Text(n))
 		}
 	}
 }
@@ -168,17 +168,18 @@ func Ago(d time.Duration) string {
 
 // Span rounds a time span to one unit that people use.
 func Span(d time.Duration) string {
+	d = d.Round(time.Second)
 	switch {
 	case d <= 0:
 		return "0s"
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%ds", d/time.Second)
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%dm", d/time.Minute)
+		return fmt.Sprintf("%dm", d.Round(time.Minute)/time.Minute)
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh", d/time.Hour)
+		return fmt.Sprintf("%dh", d.Round(time.Hour)/time.Hour)
 	}
-	return fmt.Sprintf("%dd", d/(24*time.Hour))
+	return fmt.Sprintf("%dd", d.Round(24*time.Hour)/(24*time.Hour))
 }
 
 type printer struct {

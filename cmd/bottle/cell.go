@@ -20,6 +20,7 @@ import (
 	"bottle/bottle"
 	"bottle/bottle/audit"
 	"bottle/bottle/launch"
+	"bottle/bottle/pipelock"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
 )
@@ -127,7 +128,7 @@ func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, logger *slog.
 		return nil, errors.Join(err, log.Close())
 	}
 	c.apply, err = apply.New(apply.Config{
-		Dir: dir, Records: c.desk, Trail: c.trail, Signaler: c.local, Pipelock: pipelockCodec{},
+		Dir: dir, Records: c.desk, Trail: c.trail, Signaler: c.local, Pipelock: pipelock.Codec{},
 		Credentials: manifest.Credentials,
 		BaseRoutes:  func() ([]bottle.Route, error) { return ownRoutes(manifest), nil },
 	})
@@ -229,23 +230,12 @@ func clipID(id string) string {
 	return id
 }
 
-// notes says what is odd about the hosts of a request.
-func notesOf(entries []bottle.Entry) []string {
-	var out []string
-	for _, e := range entries {
-		out = append(out, hostNotes(e.Host)...)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
-}
-
 // view plans an offer and returns it as it would be shown, and approved, now.
 func (c *cell) view(ctx context.Context, rec *bottle.Record, o prompt.Offer) (prompt.View, *apply.Plan) {
 	v := prompt.View{Bottle: c.name, Record: rec, Now: time.Now()}
 	if rec.State.Status() != bottle.Pending {
 		return v, nil
 	}
-	v.Notes = notesOf(o.Add)
 	plan, err := c.apply.Preview(ctx, intentOf(rec, o))
 	if err != nil {
 		v.Problem = err.Error()

@@ -94,12 +94,11 @@ type shownJSON struct {
 	Record   *bottle.Record   `json:"record"`
 	Proposal *bottle.Proposal `json:"proposal,omitempty"`
 	Digest   bottle.Hash      `json:"digest,omitempty"`
-	Notes    []string         `json:"notes,omitempty"`
 	Problem  string           `json:"problem,omitempty"`
 }
 
 func shown(v prompt.View) shownJSON {
-	s := shownJSON{Bottle: v.Bottle, Record: v.Record, Proposal: v.Proposal, Notes: v.Notes, Problem: v.Problem}
+	s := shownJSON{Bottle: v.Bottle, Record: v.Record, Proposal: v.Proposal, Problem: v.Problem}
 	if v.Proposal != nil {
 		s.Digest = v.Proposal.Digest()
 	}
@@ -346,13 +345,8 @@ func (a *app) review(ctx context.Context, tty *os.File, args []string) error {
 		return nil
 	}
 	for i, r := range recs {
-		c, err := a.open(r.bottle, quiet())
-		if err != nil {
-			return err
-		}
 		fmt.Fprintf(tty, "\nrequest %d of %d\n", i+1, len(recs))
-		verdict, err := con.Review(ctx, lines, &deskFor{c, r.rec}, c.offer(r.rec))
-		_ = c.Close()
+		verdict, err := a.reviewOne(ctx, con, lines, r.Bottle, r.ID)
 		if verdict == prompt.Quit {
 			return ignoreEOF(err)
 		}
@@ -361,4 +355,17 @@ func (a *app) review(ctx context.Context, tty *os.File, args []string) error {
 		}
 	}
 	return nil
+}
+
+func (a *app) reviewOne(ctx context.Context, con *prompt.Console, lines *bufio.Reader, name, id string) (prompt.Verdict, error) {
+	c, err := a.open(name, quiet())
+	if err != nil {
+		return prompt.Skipped, err
+	}
+	defer c.Close()
+	rec, err := c.desk.Find(ctx, id)
+	if err != nil {
+		return prompt.Skipped, err
+	}
+	return con.Review(ctx, lines, &deskFor{c, rec}, c.offer(rec))
 }

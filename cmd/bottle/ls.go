@@ -41,12 +41,8 @@ func (a *app) lsCmd() *cobra.Command {
 					continue // not a bottle's directory
 				}
 				b := describe(dir)
-				if recs, _, err := queue.NewReader(dir).Records(cmd.Context()); err == nil {
-					for _, r := range recs {
-						if r.State.Status() == bottle.Pending {
-							b.Pending++
-						}
-					}
+				if waiting, _, err := queue.NewReader(dir).List(cmd.Context(), false); err == nil {
+					b.Pending = len(waiting)
 				}
 				out = append(out, b)
 			}

@@ -4,14 +4,13 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"sync"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
 
+	"bottle/apply"
 	"bottle/bottle"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
@@ -19,28 +18,8 @@ import (
 
 // A listing is one request in --json.
 type listing struct {
-	ID        string        `json:"id"`
-	Short     string        `json:"short"`
-	Bottle    string        `json:"bottle"`
-	Status    bottle.Status `json:"status"`
-	Entries   entriesJSON   `json:"entries"`
-	Reason    string        `json:"reason"`
-	Attempts  int           `json:"attempts"`
-	CreatedAt time.Time     `json:"created_at"`
-	ExpiresAt time.Time     `json:"expires_at"`
-	Digest    bottle.Hash   `json:"digest,omitempty"` // of what approve would show; absent if it can't be approved
-	Risks     []bottle.Risk `json:"risks,omitempty"`
-	Problem   string        `json:"problem,omitempty"` // why it can't be approved as it stands
-}
-
-type entriesJSON struct {
-	Add    []bottle.Entry `json:"add,omitempty"`
-	Remove []bottle.Entry `json:"remove,omitempty"`
-}
-
-type bottleRecord struct {
-	bottle string
-	rec    *bottle.Record
+	queue.Listing
+	Problem string `json:"problem,omitempty"` // why it can't be approved as it stands; it has no digest then
 }
 
 func (a *app) requestsCmd() *cobra.Command {
@@ -62,48 +41,34 @@ func (a *app) requestsCmd() *cobra.Command {
 	return a.listing(c)
 }
 
-// gather reads the records of every bottle that the command is about, on all cores.
-func (a *app) gather(ctx context.Context, all bool) ([]bottleRecord, []string, error) {
-	names, err := a.names()
-	if err != nil {
-		return nil, nil, err
+// gather lists the requests of every bottle that the command is about: those that wait, or
+// all. What can't be read is told in the second result.
+func (a *app) gather(ctx context.Context, all bool) ([]queue.Listing, []string, error) {
+	var list []queue.Listing
+	var problems []queue.Problem
+	if a.bottle == "" {
+		var err error
+		if list, problems, err = queue.ListAll(ctx, a.set.StateDir, all); err != nil {
+			return nil, nil, err
+		}
+	} else {
+		names, err := a.names()
+		if err != nil {
+			return nil, nil, err
+		}
+		dir, err := a.dirOf(names[0])
+		if err != nil {
+			return nil, nil, err
+		}
+		if list, problems, err = queue.NewReader(dir).List(ctx, all); err != nil {
+			return nil, nil, err
+		}
 	}
-	perBottle := make([][]bottleRecord, len(names))
-	var mu sync.Mutex
-	var problems []string
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(8)
-	for i, name := range names {
-		g.Go(func() error {
-			dir, err := a.dirOf(name)
-			if err != nil {
-				return nil //nolint:nilerr // a directory that is no bottle's
-			}
-			recs, bad, err := queue.NewReader(dir).Records(ctx)
-			if err != nil {
-				bad = append(bad, queue.Problem{File: name, Err: err})
-			}
-			for _, r := range recs {
-				if all || !r.State.Status().Decided() {
-					perBottle[i] = append(perBottle[i], bottleRecord{name, r})
-				}
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			for _, p := range bad {
-				problems = append(problems, name+": "+p.Error())
-			}
-			return nil
-		})
+	var texts []string
+	for _, p := range problems {
+		texts = append(texts, p.Error())
 	}
-	if err := g.Wait(); err != nil {
-		return nil, nil, err
-	}
-	var out []bottleRecord
-	for _, p := range perBottle {
-		out = append(out, p...)
-	}
-	return out, problems, nil
+	return list, texts, nil
 }
 
 func (a *app) listRequests(ctx context.Context, all bool) error {
@@ -125,8 +90,8 @@ func (a *app) listRequests(ctx context.Context, all bool) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tBOTTLE\tSTATUS\tASKED\tTIMES\tWHAT")
 	for _, r := range recs {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", r.rec.Short, prompt.Text(r.bottle), r.rec.State.Status(),
-			prompt.Ago(now.Sub(r.rec.FirstSeen)), r.rec.Request.Attempts, summary(r.rec.Request.Ask))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", r.Short, prompt.Text(r.Bottle), r.Status,
+			prompt.Ago(now.Sub(r.CreatedAt)), r.Attempts, summary(bottle.Ask{Add: r.Entries, Remove: r.Remove}))
 	}
 	return w.Flush()
 }
@@ -154,7 +119,7 @@ func summary(ask bottle.Ask) string {
 	return s
 }
 
-func (a *app) listJSON(ctx context.Context, recs []bottleRecord) error {
+func (a *app) listJSON(ctx context.Context, recs []queue.Listing) error {
 	out := make([]listing, 0, len(recs))
 	cells := map[string]*cell{}
 	defer func() {
@@ -163,29 +128,35 @@ func (a *app) listJSON(ctx context.Context, recs []bottleRecord) error {
 		}
 	}()
 	for _, r := range recs {
-		l := listing{
-			ID: r.rec.Request.ID, Short: r.rec.Short, Bottle: r.bottle, Status: r.rec.State.Status(),
-			Entries: entriesJSON{r.rec.Request.Ask.Add, r.rec.Request.Ask.Remove}, Reason: r.rec.Request.Ask.Reason,
-			Attempts: r.rec.Request.Attempts, CreatedAt: r.rec.Request.CreatedAt, ExpiresAt: r.rec.ExpiresAt,
-		}
-		if l.Status == bottle.Pending {
-			c := cells[r.bottle]
+		l := listing{Listing: r}
+		if r.Status == bottle.Pending {
+			c := cells[r.Bottle]
 			if c == nil {
 				var err error
-				if c, err = a.open(r.bottle, quiet()); err != nil {
+				if c, err = a.open(r.Bottle, quiet()); err != nil {
 					return err
 				}
-				cells[r.bottle] = c
+				cells[r.Bottle] = c
 			}
-			v, _ := c.view(ctx, r.rec, c.offer(r.rec))
-			l.Problem = v.Problem
-			if v.Proposal != nil {
-				l.Digest, l.Risks = v.Proposal.Digest(), v.Proposal.Risks
-			}
+			c.judge(ctx, &l)
 		}
 		out = append(out, l)
 	}
 	return prompt.JSON(a.out, out)
+}
+
+// judge fills in what approve would show.
+func (c *cell) judge(ctx context.Context, l *listing) {
+	o := prompt.OfferOf(bottle.Ask{Add: l.Entries, Remove: l.Remove, Credential: l.Credential, TTLSeconds: l.TTLSeconds}, c.manifest.Approvals.DefaultGrant)
+	plan, err := c.apply.Preview(ctx, apply.Intent{
+		Request: l.ID, Short: l.Short, Kind: l.Kind, Reason: l.Reason,
+		Add: o.Add, Remove: o.Remove, Credential: o.Credential, Duration: o.Duration,
+	})
+	if err != nil {
+		l.Problem = err.Error()
+		return
+	}
+	l.Digest, l.Risks = plan.Digest, plan.Proposal.Risks
 }
 
 // watchRequests shows the list whenever its text changes.
@@ -200,7 +171,7 @@ func (a *app) watchRequests(ctx context.Context, all bool) error {
 		}
 		key := ""
 		for _, r := range recs {
-			key += fmt.Sprintf("%s/%s/%s/%d\n", r.bottle, r.rec.Short, r.rec.State.Status(), r.rec.Request.Attempts)
+			key += fmt.Sprintf("%s/%s/%s/%d\n", r.Bottle, r.Short, r.Status, r.Attempts)
 		}
 		if key != last {
 			last = key

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bottle/bottle"
+	"bottle/bottle/pipelock"
 	"bottle/bottle/prompt"
 )
 
@@ -94,7 +95,7 @@ func readFileState(dir *bottle.Dir, file string) fileJSON {
 		}
 		f.Routes = doc.Routes()
 	} else {
-		hosts, err := pipelockCodec{}.Lines(b)
+		hosts, err := pipelock.Codec{}.Lines(b)
 		if err != nil {
 			f.Problem = err.Error()
 			return f

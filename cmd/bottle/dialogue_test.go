@@ -1,0 +1,128 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/creack/pty"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// stepDialogue runs a command of ours at a real terminal, as its controlling one, and goes
+// through a file of lines:
+//
+//	? REGEXP       wait until the command has printed that, after what was matched before
+//	< TEXT         type TEXT and Enter
+//	<              type Enter alone
+//	$ COMMAND...   run another command of ours meanwhile; it must succeed
+//
+// The command must then end; with !, not with success. All that it printed is the step's output.
+func stepDialogue(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, false, len(args) > 1, "[!] dialogue FILE COMMAND...")
+	env := append(environ(ts), "TERM=xterm", "NO_COLOR=1")
+	cmd := exec.Command(filepath.Join(programs, args[1]), args[2:]...)
+	cmd.Env, cmd.Dir = env, ts.MkAbs(".")
+	f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 50, Cols: 200})
+	ts.Check(err)
+	d := &dialogue{f: f, env: env}
+	err = d.play(ts.ReadFile(args[0]))
+	if err != nil {
+		_ = cmd.Process.Kill()
+	} else if err = d.drain(); err != nil {
+		_ = cmd.Process.Kill()
+	}
+	exit := cmd.Wait()
+	_ = f.Close()
+	fmt.Fprint(ts.Stdout(), strings.ReplaceAll(d.all, "\r\n", "\n"))
+	ts.Check(err)
+	if (exit != nil) != neg {
+		ts.Fatalf("exit: %v\n%s", exit, d.all)
+	}
+}
+
+type dialogue struct {
+	f    *os.File
+	env  []string
+	all  string // printed so far
+	seen int    // of it, matched
+}
+
+func (d *dialogue) play(script string) error {
+	for line := range strings.Lines(script) {
+		line = strings.TrimSuffix(line, "\n")
+		rest := strings.TrimPrefix(line[min(1, len(line)):], " ")
+		switch {
+		case line == "" || line[0] == '#':
+		case line[0] == '?':
+			re, err := regexp.Compile(rest)
+			if err != nil {
+				return err
+			}
+			if err := d.expect(re); err != nil {
+				return err
+			}
+		case line[0] == '<':
+			if _, err := d.f.WriteString(rest + "\n"); err != nil {
+				return err
+			}
+		case line[0] == '$':
+			argv := strings.Fields(rest)
+			cmd := exec.Command(filepath.Join(programs, argv[0]), argv[1:]...)
+			cmd.Env = d.env
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("%s: %w: %s", rest, err, out)
+			}
+		default:
+			return fmt.Errorf("dialogue: %q", line)
+		}
+	}
+	return nil
+}
+
+func (d *dialogue) expect(re *regexp.Regexp) error {
+	for {
+		if m := re.FindStringIndex(d.all[d.seen:]); m != nil {
+			d.seen += m[1]
+			return nil
+		}
+		if err := d.read(); err != nil {
+			return fmt.Errorf("waiting for %q: %w; it printed:\n%s", re, err, d.all)
+		}
+	}
+}
+
+// drain reads until the command has ended.
+func (d *dialogue) drain() error {
+	for {
+		err := d.read()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w; it printed:\n%s", err, d.all)
+		}
+	}
+}
+
+func (d *dialogue) read() error {
+	if err := d.f.SetReadDeadline(time.Now().Add(stepTimeout)); err != nil {
+		return err
+	}
+	buf := make([]byte, 4096)
+	n, err := d.f.Read(buf)
+	d.all += string(buf[:n])
+	if n > 0 {
+		return nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return errors.New("it hangs")
+	}
+	return io.EOF // EIO: the last process has closed the terminal
+}
