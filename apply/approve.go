@@ -101,6 +101,11 @@ func (a *Applier) approve(ctx context.Context, id string, in Intent, by bottle.A
 		return Outcome{}, err
 	}
 	c.Requests = []subject{{ID: rec.Request.ID, Short: rec.Short, To: bottle.Applied}}
+	gone, err := c.goneWith()
+	if err != nil {
+		return Outcome{}, err
+	}
+	c.Gone = a.subjectsOf(ctx, gone, bottle.Revoked)
 	c.GrantEnds = p.GrantEnds
 	c.Decision = &bottle.Decision{
 		By: by, At: c.At, Digest: digest, Add: p.Proposal.Add, Remove: p.Proposal.Remove, Credential: p.Proposal.Credential,
@@ -138,6 +143,51 @@ func (a *Applier) newChange(kind string, by bottle.Actor, p *Plan) (*change, err
 		}
 	}
 	return c, nil
+}
+
+// subjectsOf finds the requests of grants. A grant may have no record: then the routes file is the only trace of it.
+func (a *Applier) subjectsOf(ctx context.Context, shorts []string, to bottle.Status) []subject {
+	var out []subject
+	for _, short := range shorts {
+		s := subject{Short: short, To: to}
+		if rec, err := a.cfg.Records.Find(ctx, short); err == nil {
+			s.ID = rec.Request.ID
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// goneWith returns the grants that the change takes the last route of.
+func (c *change) goneWith() ([]string, error) {
+	before, err := grantsIn(c.first())
+	if err != nil {
+		return nil, err
+	}
+	after, err := grantsIn(c.last())
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(before, func(s string) bool { return slices.Contains(after, s) }), nil
+}
+
+// grantsIn returns the short IDs of the grants in a routes file, if it is among the files.
+func grantsIn(files map[string][]byte) ([]string, error) {
+	b, ok := files[bottle.RoutesFile]
+	if !ok {
+		return nil, nil
+	}
+	doc, err := bottle.ParseRoutes(b)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, r := range doc.Routes() {
+		if r.Grant != nil && !slices.Contains(out, r.Grant.Request) {
+			out = append(out, r.Grant.Request)
+		}
+	}
+	return out, nil
 }
 
 // base reads both files and refuses those that are not whole.

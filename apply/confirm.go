@@ -118,9 +118,8 @@ func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig
 			}
 			return fmt.Errorf("%s: %s did not say within %s that %s is in force%s: %w", file, daemonOf(file), a.cfg.ConfirmTimeout, rev.Short(), a.lastWord(file), bottle.ErrUnconfirmed)
 		case <-resignal.C:
-			if err := a.cfg.Signaler.Signal(ctx, sig); err != nil {
-				return fmt.Errorf("signal the bundle (%s): %w: %w", sig, err, bottle.ErrUnconfirmed)
-			}
+			// That it fails now may be a bundle that is being started anew, which then reads the new file.
+			_ = a.cfg.Signaler.Signal(ctx, sig)
 		case <-poll.C:
 			r := a.look(file)
 			if r.inForce == rev && (!strict || r.published == rev) {

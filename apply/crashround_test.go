@@ -292,7 +292,7 @@ func (r *crashRound) checkRequest(b *bed, j *crashJournal, before *bottle.Record
 		ok[bottle.Expired] = !granted
 		ok[bottle.Applied] = granted && j == nil
 	case "edit":
-		ok[bottle.Applied] = true
+		ok[bottle.Applied], ok[bottle.Revoked] = granted, !granted // it leaves nothing of the grant
 	}
 	if !ok[status] {
 		r.errorf("request is %s (was %s), granted %v, removed %v, journal %v", status, before.State.Status(), granted, removed, j != nil)

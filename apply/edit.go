@@ -42,7 +42,7 @@ func (a *Applier) PreviewEdit(ctx context.Context, file string, body []byte) (*P
 
 // Edit replaces a whole config file by what an operator wrote (bottle routes edit), and in doing so adopts a hand edit
 // of it. body may have a revision line, which is made anew. Grants are routes like any others here: what the operator
-// leaves in stays, with its request. pipelock's allowlist is derived from the routes, so an edit of pipelock.yaml may
+// leaves in stays, with its request; a grant of which nothing is left is revoked. pipelock's allowlist is derived from the routes, so an edit of pipelock.yaml may
 // change everything but that.
 //
 // The digest is that of the plan which [Applier.PreviewEdit] returned; errors are those of [Applier.Approve].
@@ -84,6 +84,11 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 	if err != nil {
 		return Outcome{}, err
 	}
+	gone, err := c.goneWith()
+	if err != nil {
+		return Outcome{}, err
+	}
+	c.Gone = a.subjectsOf(ctx, gone, bottle.Revoked)
 	out, err := a.perform(ctx, c, st)
 	out.Plan = p
 	return out, err

@@ -147,8 +147,8 @@ func replay(doc *bottle.RoutesDoc, rec *bottle.Record, started time.Time, env En
 		if rec.GrantEnds != nil {
 			r.Grant.ExpiresAt = rec.GrantEnds
 		}
-		if ended(r.Grant, env) {
-			continue
+		if ended(r.Grant, env) || checkCredentials([]bottle.Route{r}, env.Credentials) != nil {
+			continue // over, or the manifest has changed and no longer defines what it needs
 		}
 		if err := doc.Append(r); err != nil {
 			return err

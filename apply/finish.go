@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"bottle/bottle"
 )
@@ -81,6 +83,19 @@ func (a *Applier) keepBooks(ctx context.Context, c *change) error {
 			return err
 		}
 	}
+	left, err := grantsIn(c.after())
+	if err != nil {
+		return err
+	}
+	for _, s := range c.Gone {
+		if slices.Contains(left, s.Short) {
+			continue
+		}
+		a.cfg.Fault("record gone " + s.Short)
+		if err := a.recordEnd(ctx, s); err != nil {
+			return err
+		}
+	}
 	if c.Kind == kindEdit && c.Outcome == outcomeApplied {
 		if err := a.rememberEdit(c); err != nil {
 			return err
@@ -115,6 +130,9 @@ func (c *change) events() []bottle.Event {
 	}
 	e := c.event(name)
 	e.Before, e.After, e.Revision, e.Outcome = c.Before, c.After, c.revisions(), c.Outcome
+	for _, s := range c.Gone {
+		e.Detail = strings.TrimPrefix(e.Detail+"; nothing is left of "+s.Short, "; ")
+	}
 	if c.Error != "" {
 		e.Detail = c.Error
 	}
@@ -161,6 +179,26 @@ func (a *Applier) recordOutcome(ctx context.Context, c *change, s subject) error
 				return nil // ended otherwise between a kill and the recovery: that stands, and nothing is in force
 			}
 			return fmt.Errorf("record of %s: %w", s.Short, err)
+		}
+	}
+	return a.cfg.Records.Save(ctx, rec)
+}
+
+// recordEnd ends the record of a grant that another change took away. It may have ended otherwise.
+func (a *Applier) recordEnd(ctx context.Context, s subject) error {
+	if s.ID == "" {
+		return nil
+	}
+	rec, err := a.cfg.Records.Find(ctx, s.ID)
+	if errors.Is(err, bottle.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if rec.State.Status() == bottle.Applied {
+		if err := rec.Transition(s.To, a.cfg.Now()); err != nil {
+			return err
 		}
 	}
 	return a.cfg.Records.Save(ctx, rec)

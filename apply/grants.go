@@ -2,6 +2,7 @@ package apply
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -44,18 +45,6 @@ func (a *Applier) Revoke(ctx context.Context, grant string, by bottle.Actor) (Ou
 // match. egress refuses them by itself at the moment they end; this is the tidying after it. It returns how many
 // grants ended.
 func (a *Applier) Expire(ctx context.Context) (int, error) {
-	return a.expireLocked(ctx, ended)
-}
-
-// EndSession ends the grants that last until the bottle stops, and those for one request. It is for the stop of a
-// bottle, or for its next start, and needs no running bundle.
-func (a *Applier) EndSession(ctx context.Context) (int, error) {
-	return a.expireLocked(ctx, func(g *bottle.Grant, env Env) bool {
-		return g.Duration.Kind == bottle.Session || g.Duration.Kind == bottle.Once || ended(g, env)
-	})
-}
-
-func (a *Applier) expireLocked(ctx context.Context, gone func(*bottle.Grant, Env) bool) (int, error) {
 	unlock, err := a.cfg.Dir.Lock(ctx)
 	if err != nil {
 		return 0, err
@@ -64,7 +53,64 @@ func (a *Applier) expireLocked(ctx context.Context, gone func(*bottle.Grant, Env
 	if _, err := a.recoverJournals(ctx); err != nil {
 		return 0, err
 	}
-	return a.expire(ctx, gone)
+	return a.expire(ctx, ended)
+}
+
+// EndSession ends the grants that last until the bottle stops, and those for one request, with their records. It is
+// for the stop of a bottle, or for its next start, and needs no running bundle; without one a file that is damaged or
+// was edited by hand is no obstacle, since the next start writes it anew (see [Applier.Expected]).
+func (a *Applier) EndSession(ctx context.Context) (int, error) {
+	over := func(g *bottle.Grant, env Env) bool {
+		return g.Duration.Kind == bottle.Session || g.Duration.Kind == bottle.Once || ended(g, env)
+	}
+	unlock, err := a.cfg.Dir.Lock(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	if _, err := a.recoverJournals(ctx); err != nil {
+		return 0, err
+	}
+	n, err := a.expire(ctx, over)
+	if err != nil {
+		running, rerr := a.cfg.Signaler.Running(ctx)
+		if rerr != nil || running || !errors.Is(err, ErrHandEdited) && !errors.Is(err, bottle.ErrCorrupt) {
+			return n, errors.Join(err, rerr)
+		}
+	}
+	more, err := a.endRecords(ctx, over)
+	return n + more, err
+}
+
+// endRecords ends the records of grants that are over and of which the routes file has no trace, or can't be read.
+func (a *Applier) endRecords(ctx context.Context, over func(*bottle.Grant, Env) bool) (int, error) {
+	recs, err := a.cfg.Records.Approved(ctx)
+	if err != nil {
+		return 0, err
+	}
+	env, err := a.env(clock())
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, rec := range recs {
+		d := rec.Decision
+		if rec.State.Status() != bottle.Applied || d == nil || len(d.Add) == 0 {
+			continue
+		}
+		if !over(&bottle.Grant{Request: rec.Short, Duration: d.Duration, ExpiresAt: rec.GrantEnds}, env) {
+			continue
+		}
+		e := bottle.Event{Name: eventExpired, Change: "ended-" + rec.Request.ID, Request: rec.Request.ID, Short: rec.Short, By: &env.By}
+		if _, err := a.cfg.Trail.RecordOnce(ctx, e); err != nil {
+			return n, err
+		}
+		if err := a.recordEnd(ctx, subject{ID: rec.Request.ID, Short: rec.Short, To: bottle.Expired}); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
 }
 
 // expire is the part of Expire under the lock.
@@ -95,13 +141,7 @@ func (a *Applier) end(ctx context.Context, kind string, by bottle.Actor, to bott
 	if err != nil {
 		return Outcome{}, nil, err
 	}
-	for _, short := range shorts {
-		s := subject{Short: short, To: to}
-		if rec, err := a.cfg.Records.Find(ctx, short); err == nil {
-			s.ID = rec.Request.ID
-		}
-		c.Requests = append(c.Requests, s)
-	}
+	c.Requests = a.subjectsOf(ctx, shorts, to)
 	st, err := a.mounted(ctx)
 	if err != nil {
 		return Outcome{}, nil, err

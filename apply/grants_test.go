@@ -195,3 +195,48 @@ func TestEditPipelock(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestGrantOfWhichNothingIsLeftIsRevoked(t *testing.T) {
+	b := newBed(t, bedConfig{})
+	first, second := b.grant("c.example.com", session), b.grant("d.example.com", session)
+	rec := b.ask(bottle.Ask{Remove: entries("c.example.com"), Reason: "done"})
+	_, err := b.approve(rec, b.intent(rec, session))
+	must(t, err)
+	body := []byte("routes:\n  - host: a.example.com\n")
+	p, err := b.applier.PreviewEdit(t.Context(), bottle.RoutesFile, body)
+	must(t, err)
+	if s := b.record(second.Short).State.Status(); s != bottle.Applied {
+		t.Error(s)
+	}
+	_, err = b.applier.Edit(t.Context(), bottle.RoutesFile, body, operator, p.Digest)
+	must(t, err)
+	for _, short := range []string{first.Short, second.Short} {
+		if s := b.record(short).State.Status(); s != bottle.Revoked {
+			t.Errorf("%s is %s", short, s)
+		}
+	}
+}
+
+func TestStartAfterAHandEdit(t *testing.T) {
+	b := newBed(t, bedConfig{})
+	short := b.grant("c.example.com", session)
+	kept := b.grant("d.example.com", bottle.Duration{Kind: bottle.Permanent})
+	b.bundle.set(func(f *bundle) { f.down = true })
+	rewrite(t, b, bottle.RoutesFile, []byte("routes:\n  - host: mine.example.org\n"))
+	if _, err := b.applier.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.applier.EndSession(t.Context()); n != 1 || err != nil {
+		t.Fatalf("%d %v", n, err)
+	}
+	if s, k := b.record(short.Short).State.Status(), b.record(kept.Short).State.Status(); s != bottle.Expired || k != bottle.Applied {
+		t.Errorf("%s %s", s, k)
+	}
+	base, err := b.applier.Expected(t.Context())
+	must(t, err)
+	doc, err := bottle.ParseRoutes(base.Routes)
+	must(t, err)
+	if rs := doc.Routes(); len(rs) != 3 || rs[2].Grant.Request != kept.Short {
+		t.Errorf("%+v", rs)
+	}
+}

@@ -39,6 +39,7 @@ type change struct {
 	At        time.Time           `json:"at"`
 	By        bottle.Actor        `json:"by"`
 	Requests  []subject           `json:"requests,omitempty"` // whose records follow the outcome
+	Gone      []subject           `json:"gone,omitempty"`     // other grants of which a removal or an edit leaves nothing
 	Decision  *bottle.Decision    `json:"decision,omitempty"` // kind approve
 	GrantEnds *time.Time          `json:"grant_ends,omitempty"`
 	Digest    bottle.Hash         `json:"digest,omitempty"`
@@ -115,6 +116,14 @@ func (c *change) undone() map[string][]byte {
 		}
 	}
 	return out
+}
+
+// after returns where the files are once there is an outcome.
+func (c *change) after() map[string][]byte {
+	if c.Outcome == outcomeFailed {
+		return c.undone()
+	}
+	return c.last()
 }
 
 // widens reports whether any step does.

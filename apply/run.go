@@ -186,12 +186,8 @@ func (c *change) status() bottle.Status {
 
 // revisions returns the revision that each touched file has after the outcome.
 func (c *change) revisions() map[string]bottle.Hash {
-	files := c.last()
-	if c.Outcome == outcomeFailed {
-		files = c.undone()
-	}
 	out := map[string]bottle.Hash{}
-	for name, b := range files {
+	for name, b := range c.after() {
 		if rev, err := bottle.CheckSeal(b); err == nil {
 			out[name] = rev
 		}
