@@ -153,6 +153,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	}
 	if isWebsocket(r) {
 		ex.websocket, ex.key = true, r.Header.Get("Sec-Websocket-Key")
+		header = header.Clone() // the other one is the question's, which a reload may be asking now
 		header.Set("Connection", "Upgrade")
 		header.Set("Upgrade", "websocket")
 	}
@@ -198,15 +199,22 @@ func (s *Server) admit(f *flow, ex *exchange) *refusal {
 			claimed = g.Request
 		}
 		ex.single = claimed != ""
-		question := func() bool {
-			snap, live := s.snap.Load(), s.live(claimed)
-			return snap.table.Decide(ex.query, live).Allowed &&
-				(ex.credential == "" || snap.carries(ex.credential, ex.to(), live))
-		}
+		question := s.exchangeQuestion(ex.query, claimed, ex.credential)
 		f.question.Store(&question)
 		if s.flows.generation.Load() == generation {
 			return nil
 		}
+	}
+}
+
+// exchangeQuestion is what keeps an exchange open: some route allows it still, and if it
+// carries a credential, some route still sends that one there. It is asked by another
+// goroutine, so it shares nothing with the exchange.
+func (s *Server) exchangeQuestion(q allow.Query, claimed, credential string) func() bool {
+	return func() bool {
+		snap, live := s.snap.Load(), s.live(claimed)
+		return snap.table.Decide(q, live).Allowed &&
+			(credential == "" || snap.carries(credential, authority{q.Host, q.Port}, live))
 	}
 }
 
@@ -308,6 +316,7 @@ func (s *Server) modify(res *http.Response) error {
 		return &hopError{status: res.StatusCode, reason: hopReason(res)}
 	}
 	res.Header.Del(layerHeader) // an upstream can't speak for us
+	res.Header.Del("Alt-Svc")   // nor send the agent another way
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		if !ex.websocket || !acceptsWebsocket(res, ex.key) {
 			return errors.New("it switched protocols without being asked to")

@@ -189,10 +189,10 @@ func (w *world) get(rawURL string) answer {
 	return w.do(w.agent(), http.MethodGet, rawURL, nil)
 }
 
-// tunnel opens a CONNECT and returns the connection after the proxy's answer to it.
-func (w *world) tunnel(target string) (net.Conn, *http.Response) {
+// tunnel opens a CONNECT and returns the connection and the proxy's answer to it.
+func (w *world) tunnel(target string) (c net.Conn, status int) {
 	w.t.Helper()
-	c := w.dial()
+	c = w.dial()
 	if _, err := io.WriteString(c, "CONNECT "+target+" HTTP/1.1\r\nHost: "+target+"\r\n\r\n"); err != nil {
 		w.t.Fatal(err)
 	}
@@ -200,8 +200,8 @@ func (w *world) tunnel(target string) (net.Conn, *http.Response) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { _ = res.Body.Close() })
-	return c, res
+	defer res.Body.Close()
+	return c, res.StatusCode
 }
 
 func (w *world) dial() net.Conn {
@@ -238,11 +238,10 @@ func (w *world) upstream(host string, h http.HandlerFunc) *httptest.Server {
 	return s
 }
 
-func (w *world) plainUpstream(host string, h http.HandlerFunc) *httptest.Server {
+func (w *world) plainUpstream(host string, h http.HandlerFunc) {
 	s := httptest.NewServer(h)
 	w.t.Cleanup(s.Close)
 	w.gate.route(host+":80", s.Listener.Addr().String())
-	return s
 }
 
 // A gate is the simplest of next hops: it knows addresses, not policy.
@@ -253,7 +252,6 @@ type gate struct {
 	to      map[string]string // host:port -> address
 	refuse  map[string]int    // host:port -> status
 	seen    []string          // targets of CONNECT and plain requests, in order
-	opened  int
 	clients http.Transport
 }
 
@@ -345,7 +343,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer c.Close()
 	_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
 	var wg sync.WaitGroup
-	wg.Go(func() { _, _ = io.Copy(up, brw); _ = up.(*net.TCPConn).CloseWrite() })
+	wg.Go(func() { _, _ = io.Copy(up, brw); _ = up.(*net.TCPConn).CloseWrite() }) //nolint:errcheck // it is one
 	_, _ = io.Copy(c, up)
 	_ = c.Close()
 	_ = up.Close()

@@ -127,7 +127,7 @@ func listenKeys(ctx context.Context, path string) (*net.UnixListener, error) {
 	// no instant at which it is wider, and the process's umask need not change.
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var chmod error
-		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil { //nolint:gosec // G115: a descriptor
+		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
 			return err
 		}
 		return chmod
@@ -201,7 +201,7 @@ func checkPeer(c *net.UnixConn) error {
 	var cred *unix.Ucred
 	var credErr error
 	if err := rc.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // G115: a descriptor
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
 		return err
 	}

@@ -152,7 +152,7 @@ func (r *refusal) write(w http.ResponseWriter, accept []string) {
 	}
 	w.WriteHeader(r.status)
 	if r.method != http.MethodHead {
-		_, _ = w.Write(body) // a client that is gone needs no refusal
+		_, _ = w.Write(body) //nolint:gosec // G705: JSON or plain text, nosniff; and a client that is gone needs no refusal
 	}
 }
 

@@ -310,7 +310,7 @@ func (s *Server) reload() *bottle.Refusal {
 
 func (s *Server) cutForbidden(why string) {
 	if n := s.flows.sweep(); n > 0 {
-		s.counts[countCut].Add(uint64(n)) //nolint:gosec // G115: a length
+		s.counts[countCut].Add(uint64(n))
 		s.log.Info("cut what is no longer allowed", "why", why, "flows", n)
 	}
 }

@@ -163,14 +163,20 @@ func (s *Server) admitTunnel(f *flow, to authority) *refusal {
 			}
 			claimed = g.Request
 		}
-		question := func() bool {
-			v := s.snap.Load().table.Connect(to.host, to.port, s.live(claimed))
-			return v.Known && v.Mode == bottle.Passthrough
-		}
+		question := s.tunnelQuestion(to, claimed)
 		f.question.Store(&question)
 		if s.flows.generation.Load() == generation {
 			return nil
 		}
+	}
+}
+
+// tunnelQuestion is what keeps a spliced tunnel open: its place is still to be passed
+// through. If it is to be intercepted now, what flows unread has to end.
+func (s *Server) tunnelQuestion(to authority, claimed string) func() bool {
+	return func() bool {
+		v := s.snap.Load().table.Connect(to.host, to.port, s.live(claimed))
+		return v.Known && v.Mode == bottle.Passthrough
 	}
 }
 

@@ -194,8 +194,8 @@ func (c *wireConn) endLine() *violation {
 		if err != nil || len(line) > 15 || line[0] == '+' || bytes.IndexByte(line, '_') >= 0 {
 			return c.bad(http.StatusBadRequest, "a chunk's size is not plain hexadecimal")
 		}
-		c.size = 0                     // the bound is on the head, and on the trailer
-		if c.body = int64(n); n == 0 { //nolint:gosec // G115: below 2^62
+		c.size = 0 // the bound is on the head, and on the trailer
+		if c.body = int64(n); n == 0 {
 			c.state = inTrailer
 		} else {
 			c.state = inChunk
@@ -257,7 +257,7 @@ func (c *wireConn) field(line []byte) *violation {
 			return c.bad(http.StatusBadRequest, "Content-Length is not a number")
 		}
 		c.head.lengths++
-		c.head.length = int64(n) //nolint:gosec // G115: below 2^62
+		c.head.length = int64(n)
 		if c.head.lengths > 1 {
 			return c.bad(http.StatusBadRequest, "more than one Content-Length")
 		}
