@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,15 +43,32 @@ type Config struct {
 	Grace time.Duration
 }
 
-// Command is how a daemon is run: by this program's launcher, then this program. It is
-// the one place that will know of another pipelock.
+// superviseProgram is the daemon that is not in this program; see its package comment.
+const superviseProgram = "bottle-supervise"
+
+// Command is how a daemon is run: by this program's launcher, then by this program or, for
+// supervise, by the one beside it (or in PATH). It is the one place that will know of
+// another pipelock.
 func Command(dir *bottle.Dir, daemon string) ([]string, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	root := dir.Path()
-	return []string{exe, "exec", "--daemon", daemon, "--root", root, "--", exe, daemon, "--root", root}, nil
+	argv := []string{exe, "exec", "--daemon", daemon, "--root", root, "--"}
+	if daemon != bottle.DaemonSupervise {
+		return append(argv, exe, daemon, "--root", root), nil
+	}
+	program := filepath.Join(filepath.Dir(exe), superviseProgram)
+	if _, err := os.Stat(program); err != nil {
+		if program, err = exec.LookPath(superviseProgram); err != nil {
+			return nil, fmt.Errorf("%s: not found beside %s or in PATH; install it there", superviseProgram, exe)
+		}
+		if program, err = filepath.Abs(program); err != nil {
+			return nil, err
+		}
+	}
+	return append(argv, program, "--root", root), nil
 }
 
 // LoadConfig reads the published bundle.json, which init has checked. It is for the daemons

@@ -1,8 +1,8 @@
-// Command bottle-sidecars is everything that runs in a bottle's sidecar bundle: the
-// supervisor (init), the launcher that confines a daemon (exec), and the daemons.
+// Command bottle-sidecars is what runs in a bottle's sidecar bundle: the supervisor (init),
+// the launcher that confines a daemon (exec), and the daemons but for bottle-supervise.
 //
-// It is one static program, so that the bundle's image holds one file, and its pages are
-// shared between the processes. Nobody types its commands: the host starts init, and init the rest.
+// It is one static program, so that its pages are shared between the processes. Nobody types
+// its commands: the host starts init, and init the rest.
 package main
 
 import (
@@ -78,7 +78,6 @@ func rootCommand(signals *bundle.Signals) *cobra.Command {
 		execCommand(),
 		daemonCommand(bottle.DaemonEgress, "Run the agent's proxy", runEgress),
 		daemonCommand(bottle.DaemonPipelock, "Run the built-in gate between egress and the internet", runPipelock),
-		daemonCommand(bottle.DaemonSupervise, "Run the MCP server", runSupervise),
 	)
 	return root
 }
@@ -135,14 +134,18 @@ func execCommand() *cobra.Command {
 	return cmd
 }
 
-func daemonCommand(name, short string, run func(context.Context, *daemon) error) *cobra.Command {
+func daemonCommand(name, short string, run func(context.Context, *bundle.Daemon) error) *cobra.Command {
 	var root string
 	cmd := &cobra.Command{
 		Use:   name + " --root DIR",
 		Short: short,
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return serve(cmd.Context(), name, root, run)
+			dir, err := stateDir(root)
+			if err != nil {
+				return err
+			}
+			return bundle.Serve(cmd.Context(), name, dir, newLogger(), run)
 		},
 	}
 	rootFlag(cmd, &root)

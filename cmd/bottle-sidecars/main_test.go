@@ -23,15 +23,35 @@ import (
 	"bottle/bottle/pipelock"
 )
 
-// The test binary is also bottle-sidecars itself.
+// The test binary is also bottle-sidecars itself; bottle-supervise is built once, into PATH.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
-		case "init", "exec", bottle.DaemonEgress, bottle.DaemonPipelock, bottle.DaemonSupervise, "nonsense":
+		case "init", "exec", bottle.DaemonEgress, bottle.DaemonPipelock, "nonsense":
 			main()
 		}
 	}
-	os.Exit(m.Run())
+	os.Exit(withSupervise(m))
+}
+
+func withSupervise(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "bottle-supervise-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "../bottle-supervise")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build bottle-supervise: %v\n%s", err, out)
+		return 1
+	}
+	if err := os.Setenv("PATH", dir+":"+os.Getenv("PATH")); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
 }
 
 // newDir is a state directory as the host prepares it.

@@ -90,7 +90,7 @@ func verdict(where, what string, err error, good, fix string) finding {
 
 func (a *app) machine() []finding {
 	var out []finding
-	for _, name := range []string{"bottle-sidecars", "bottle-mcp"} {
+	for _, name := range []string{"bottle-sidecars", "bottle-supervise", "bottle-mcp"} {
 		var err error
 		path := findBinary(name)
 		if path == "" {
