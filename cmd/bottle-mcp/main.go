@@ -1,0 +1,63 @@
+// Command bottle-mcp lets an MCP client that starts its servers and speaks to them on stdin
+// and stdout reach a bottle's MCP socket. It stays up while the bottle is restarted.
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+
+	"bottle/mcp/bridge"
+)
+
+const defaultSocket = "/run/bottle/mcp.sock"
+
+const usage = `usage: bottle-mcp [--socket PATH] [--wait DURATION]
+
+It bridges stdin and stdout to a bottle's MCP socket.
+
+  --socket PATH    the socket; default $BOTTLE_MCP_SOCKET, else ` + defaultSocket + `
+  --wait DURATION  for how long a call waits for a bottle that is down; default 10s
+`
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run returns the exit code: 0 when stdin has ended, 1 on a failure, 2 on wrong usage.
+func run(args []string, stdin io.ReadCloser, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("bottle-mcp", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() { fmt.Fprint(stderr, usage) }
+	socket := flags.String("socket", cmp.Or(os.Getenv("BOTTLE_MCP_SOCKET"), defaultSocket), "")
+	wait := flags.Duration("wait", bridge.DefaultWait, "")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0 || *wait <= 0:
+		fmt.Fprint(stderr, usage)
+		return 2
+	}
+	var dialer net.Dialer
+	b, err := bridge.New(bridge.Config{
+		In: stdin, Out: stdout, Wait: *wait,
+		Dial:   func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", *socket) },
+		Logger: slog.New(slog.NewTextHandler(stderr, nil)).With("pid", os.Getpid()),
+	})
+	if err == nil {
+		err = b.Run(context.Background())
+	}
+	if err != nil {
+		fmt.Fprintln(stderr, "bottle-mcp:", err)
+		return 1
+	}
+	return 0
+}
