@@ -48,7 +48,7 @@ func (s *Server) ServeConn(ctx context.Context, nc net.Conn, attrs ...slog.Attr)
 		out: make(chan outgoing), calls: map[string]*call{},
 		log: slog.New(s.log.Handler().WithAttrs(attrs)),
 	}
-	defer nc.Close() //nolint:errcheck // both ends are done with it
+	defer nc.Close()
 	var writer sync.WaitGroup
 	defer writer.Wait()
 	defer c.running.Wait()

@@ -67,7 +67,7 @@ func mayServe(p peer, peerGroups []uint32, uid int, gids []int) bool {
 func peerGroups(fd uintptr) ([]uint32, error) {
 	buf := make([]uint32, 64)
 	for {
-		size := uint32(len(buf) * 4)
+		size := uint32(len(buf)) * 4 //nolint:gosec // len(buf) is at most 1<<16
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
 			uintptr(unsafe.Pointer(&buf[0])), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel writes at most size bytes to buf
 		switch {

@@ -2,6 +2,7 @@ package mcp
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -95,21 +96,27 @@ func (s *inputSchema) check(raw json.RawMessage) error {
 	if err != nil {
 		return fmt.Errorf("arguments: not JSON: %w", err)
 	}
-	verr := new(jsonschema.ValidationError)
-	switch err := s.compiled.Validate(v).(type) { //nolint:errorlint // documented to return this type, unwrapped
-	case nil:
-		return nil
-	case *jsonschema.ValidationError:
-		verr = err
-	default:
+	verr, err := validationError(s.compiled.Validate(v))
+	if err != nil {
 		return fmt.Errorf("arguments: %w", err)
+	}
+	if verr == nil {
+		return nil
 	}
 	var faults []string
 	s.collect(verr, &faults)
 	if n := len(faults); n > maxFaults {
 		faults = append(faults[:maxFaults], fmt.Sprintf("and %d more", n-maxFaults))
 	}
-	return fmt.Errorf("arguments not accepted: %s", strings.Join(faults, "; ")) //nolint:err113,lll // the text is the result
+	return fmt.Errorf("arguments not accepted: %s", strings.Join(faults, "; "))
+}
+
+// validationError takes an error of Validate apart, which may also be of the schema itself.
+func validationError(err error) (*jsonschema.ValidationError, error) {
+	if v, ok := errors.AsType[*jsonschema.ValidationError](err); ok {
+		return v, nil
+	}
+	return nil, err
 }
 
 // maxFaults bounds how many faults of one call are listed.

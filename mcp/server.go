@@ -183,7 +183,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // turnAway says why in one line, which fits any socket's buffer, and hangs up.
 func (s *Server) turnAway(nc net.Conn, why string) {
-	defer nc.Close() //nolint:errcheck // nothing was promised to it
+	defer nc.Close()
 	_ = nc.SetWriteDeadline(time.Now().Add(time.Second))
 	if b, err := json.Marshal(rpcError(nil, codeUnavailable, why)); err == nil {
 		_, _ = nc.Write(append(b, '\n'))
