@@ -1,4 +1,7 @@
 package apply
 
+// Covers is what decides whether an edit narrows, widens or does both.
+var Covers = covers
+
 // SetChunk bounds one pwrite, in bytes, so that a test sees more than one of a small file.
 func (a *Applier) SetChunk(n int) { a.chunk = n }

@@ -2,6 +2,8 @@ package apply_test
 
 import (
 	"bytes"
+	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -34,7 +36,19 @@ func limitFiles(t *testing.T) func(n int) {
 	return set
 }
 
+// fullChild is set in the process that is limited. It is one of its own, since the limit holds for all of a process,
+// and the testing package writes files too.
+const fullChild = "BOTTLE_FULL_CHILD"
+
 func TestDiskThatIsFull(t *testing.T) {
+	if os.Getenv(fullChild) == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestDiskThatIsFull$")
+		cmd.Env = append(os.Environ(), fullChild+"=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
 	const first = "pwrite " + bottle.RoutesFile + " 0"
 	for _, tt := range []struct {
 		name    string
@@ -69,7 +83,7 @@ func TestDiskThatIsFull(t *testing.T) {
 			}})
 			rec := b.grant("c.example.com", session)
 			if tt.widens {
-				rec = b.ask(bottle.Ask{Add: entries("d.example.com", "e.example.com", "f.example.com"), Reason: "x"})
+				rec = b.ask(bottle.Ask{Add: entries("d.example.com", "e.example.com", "f.example.com", "g.example.com", "h.example.com"), Reason: "x"})
 			}
 			was := [2][]byte{b.read(bottle.RoutesFile), b.read(bottle.PipelockFile)}
 			armed = true
