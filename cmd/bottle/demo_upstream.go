@@ -154,5 +154,6 @@ func demoRequest(ctx context.Context, client *http.Client, method, url string) (
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("Accept", "application/json") // a refusal comes in the form that is asked for
 	return client.Do(req)
 }
