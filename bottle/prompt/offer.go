@@ -106,10 +106,9 @@ func DecodeOffer(b []byte) (o Offer, ok bool, err error) {
 }
 
 // EditFile opens text in the operator's editor and returns what was saved. The editor is a
-// command line, as in $EDITOR ("code --wait"); it gets the terminal.
+// command line for the shell, as git takes $EDITOR ("code --wait"); it gets the terminal.
 func EditFile(ctx context.Context, editor, name string, text []byte, tty *os.File) ([]byte, error) {
-	argv := strings.Fields(editor)
-	if len(argv) == 0 {
+	if strings.TrimSpace(editor) == "" {
 		return nil, fmt.Errorf("no editor: set EDITOR, BOTTLE_EDITOR or editor in the config: %w", bottle.ErrInvalid)
 	}
 	dir, err := os.MkdirTemp("", "bottle-edit-")
@@ -121,13 +120,13 @@ func EditFile(ctx context.Context, editor, name string, text []byte, tty *os.Fil
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		return nil, fmt.Errorf("edit: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, argv[0], append(argv[1:], path)...) //nolint:gosec // G204: the operator's own editor
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", editor+` "$@"`, editor, path) //nolint:gosec // G204: the operator's own editor
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if tty != nil {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	}
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("editor %s: %w", argv[0], err)
+		return nil, fmt.Errorf("editor %s: %w", editor, err)
 	}
 	return bottle.ReadFile(path, 1<<20)
 }
