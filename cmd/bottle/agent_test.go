@@ -25,7 +25,7 @@ import (
 
 // stepTimeout bounds a step of a script: far beyond what any takes, so that only what
 // hangs fails by it.
-const stepTimeout = 30 * time.Second
+const stepTimeout = 20 * time.Second
 
 // An agent is the sandbox's side of a script: an MCP client over a real bottle-mcp, and an
 // HTTPS client that knows the proxy and the CA of its environment and no more.

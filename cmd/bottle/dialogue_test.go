@@ -21,6 +21,7 @@ import (
 //	? REGEXP       wait until the command has printed that, after what was matched before
 //	< TEXT         type TEXT and Enter
 //	<              type Enter alone
+//	< ^D           end the input
 //	$ COMMAND...   run another command of ours meanwhile; it must succeed
 //
 // The command must then end; with !, not with success. All that it printed is the step's output.
@@ -31,12 +32,15 @@ func stepDialogue(ts *testscript.TestScript, neg bool, args []string) {
 	cmd.Env, cmd.Dir = env, ts.MkAbs(".")
 	f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 50, Cols: 200})
 	ts.Check(err)
-	d := &dialogue{f: f, env: env}
-	err = d.play(ts.ReadFile(args[0]))
+	d := &dialogue{f: f, env: env, printed: make(chan string)}
+	go d.read()
+	if err = d.play(ts.ReadFile(args[0])); err == nil {
+		err = d.drain()
+	}
 	if err != nil {
 		_ = cmd.Process.Kill()
-	} else if err = d.drain(); err != nil {
-		_ = cmd.Process.Kill()
+		for range d.printed {
+		}
 	}
 	exit := cmd.Wait()
 	_ = f.Close()
@@ -48,10 +52,26 @@ func stepDialogue(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 type dialogue struct {
-	f    *os.File
-	env  []string
-	all  string // printed so far
-	seen int    // of it, matched
+	f       *os.File
+	env     []string
+	printed chan string // closed when the last process has closed the terminal
+	all     string      // printed so far
+	seen    int         // of it, matched
+}
+
+// read passes on what is printed; a terminal knows no deadlines.
+func (d *dialogue) read() {
+	defer close(d.printed)
+	buf := make([]byte, 4096)
+	for {
+		n, err := d.f.Read(buf)
+		if n > 0 {
+			d.printed <- string(buf[:n])
+		}
+		if err != nil {
+			return
+		}
+	}
 }
 
 func (d *dialogue) play(script string) error {
@@ -69,7 +89,11 @@ func (d *dialogue) play(script string) error {
 				return err
 			}
 		case line[0] == '<':
-			if _, err := d.f.WriteString(rest + "\n"); err != nil {
+			end := "\n"
+			if rest == "^D" {
+				rest, end = "\x04", "" // end of input
+			}
+			if _, err := d.f.WriteString(rest + end); err != nil {
 				return err
 			}
 		case line[0] == '$':
@@ -92,7 +116,7 @@ func (d *dialogue) expect(re *regexp.Regexp) error {
 			d.seen += m[1]
 			return nil
 		}
-		if err := d.read(); err != nil {
+		if err := d.more(); err != nil {
 			return fmt.Errorf("waiting for %q: %w; it printed:\n%s", re, err, d.all)
 		}
 	}
@@ -101,7 +125,7 @@ func (d *dialogue) expect(re *regexp.Regexp) error {
 // drain reads until the command has ended.
 func (d *dialogue) drain() error {
 	for {
-		err := d.read()
+		err := d.more()
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -111,18 +135,15 @@ func (d *dialogue) drain() error {
 	}
 }
 
-func (d *dialogue) read() error {
-	if err := d.f.SetReadDeadline(time.Now().Add(stepTimeout)); err != nil {
-		return err
-	}
-	buf := make([]byte, 4096)
-	n, err := d.f.Read(buf)
-	d.all += string(buf[:n])
-	if n > 0 {
+func (d *dialogue) more() error {
+	select {
+	case s, ok := <-d.printed:
+		if !ok {
+			return io.EOF
+		}
+		d.all += s
 		return nil
-	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
+	case <-time.After(stepTimeout):
 		return errors.New("it hangs")
 	}
-	return io.EOF // EIO: the last process has closed the terminal
 }

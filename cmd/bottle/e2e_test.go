@@ -16,7 +16,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// The scripts drive the three real programs, built once for the run, with a real keeper and
+// The scripts drive the real programs, built once for the run, with a real keeper and
 // bundle for each script: what testscript runs in the test binary is the agent's part alone
 // (see agent_test.go) and a few steps that a script can't write (steps_test.go).
 
@@ -37,14 +37,7 @@ func (s suite) Run() int {
 	if raceDetector {
 		args = append(args, "-race")
 	}
-	if _, err := os.Stat("../bottle-mcp/main.go"); err != nil { // TEMP
-		b, _ := os.ReadFile("/tmp/w-e2e/bottle-mcp")
-		_ = os.WriteFile(dir+"/bottle-mcp", b, 0o755)
-		args = append(args, "../bottle", "../bottle-sidecars")
-	} else {
-		args = append(args, "../bottle", "../bottle-sidecars", "../bottle-mcp")
-	}
-	build := exec.Command("go", args...)
+	build := exec.Command("go", append(args, "../...")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go %s: %v\n%s", strings.Join(build.Args[1:], " "), err, out)
 		return 1
