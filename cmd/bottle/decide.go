@@ -30,12 +30,19 @@ func (g *grantFlags) add(c *cobra.Command) {
 	f.BoolVar(&g.session, "session", false, "grant it until the bottle stops")
 	f.BoolVar(&g.permanent, "permanent", false, "grant it for good (written to the manifest copy too)")
 	f.StringArrayVar(&g.only, "only", nil, "grant only the entries of this host (may be repeated)")
-	c.MarkFlagsMutuallyExclusive("ttl", "once", "session", "permanent")
 }
 
 func (g *grantFlags) on(c *cobra.Command, o prompt.Offer) (prompt.Offer, error) {
 	var err error
+	said := 0
+	for _, name := range []string{"ttl", "once", "session", "permanent"} {
+		if c.Flags().Changed(name) {
+			said++
+		}
+	}
 	switch {
+	case said > 1:
+		return o, usagef("--ttl, --once, --session and --permanent: give one of them")
 	case c.Flags().Changed("ttl"):
 		if o.Duration, err = bottle.ForTTL(g.ttl); err != nil {
 			return o, usagef("--ttl: %w", err)
