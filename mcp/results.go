@@ -18,6 +18,8 @@ type ticketResult struct {
 	Next      string                 `json:"next"`
 	Asked     change                 `json:"asked"`
 	Granted   *change                `json:"granted,omitempty"`
+	Duration  string                 `json:"duration,omitempty"`
+	ExpiresAt *time.Time             `json:"expires_at,omitempty"`
 	Edited    []string               `json:"edited,omitempty"`
 	Note      string                 `json:"note,omitempty"`
 	Error     string                 `json:"error,omitempty"`
@@ -33,8 +35,6 @@ type change struct {
 	Remove     []bottle.Entry `json:"remove,omitempty"`
 	Credential string         `json:"credential,omitempty"`
 	TTLSeconds int            `json:"ttl_seconds,omitempty"`
-	Duration   string         `json:"duration,omitempty"`
-	ExpiresAt  *time.Time     `json:"expires_at,omitempty"`
 }
 
 // lines describes a change, one line for each entry and match.
@@ -73,7 +73,8 @@ func newTicketResult(t bottle.Ticket) ticketResult {
 			r.UpdatedAt = &a.UpdatedAt
 		}
 		if len(a.Add)+len(a.Remove) > 0 {
-			r.Granted = &change{Add: a.Add, Remove: a.Remove, Credential: a.Credential, Duration: a.Duration, ExpiresAt: a.ExpiresAt}
+			r.Granted = &change{Add: a.Add, Remove: a.Remove, Credential: a.Credential}
+			r.Duration, r.ExpiresAt = a.Duration, a.ExpiresAt
 		}
 	}
 	r.Next = r.next()
@@ -115,7 +116,7 @@ func (r ticketResult) grantedWords() string {
 		return "granted as asked"
 	}
 	s := "granted: " + r.Granted.words()
-	if d, err := bottle.ParseDuration(r.Granted.Duration); err == nil {
+	if d, err := bottle.ParseDuration(r.Duration); err == nil {
 		s += " " + d.Words()
 	}
 	if !slices.Equal(r.Granted.lines(), r.Asked.lines()) {
@@ -140,26 +141,37 @@ func nameOf(t bottle.Ticket) string {
 	return t.Request.ID
 }
 
+// maxRequests bounds one answer: all requests of a long day are more than a model wants.
+const maxRequests = 50
+
 type ticketList struct {
 	Requests []ticketResult `json:"requests"`
+	Total    int            `json:"total"`
 	Next     string         `json:"next"`
 }
 
 func newTicketList(tickets []bottle.Ticket) ticketList {
-	out := ticketList{Requests: []ticketResult{}, Next: "nothing was asked yet; request_allowlist_change asks"}
+	tickets = slices.Clone(tickets)
+	slices.SortStableFunc(tickets, func(a, b bottle.Ticket) int { return b.Request.CreatedAt.Compare(a.Request.CreatedAt) })
+	out := ticketList{Requests: []ticketResult{}, Total: len(tickets), Next: "nothing was asked yet; request_allowlist_change asks"}
 	open := 0
-	for _, t := range tickets {
-		out.Requests = append(out.Requests, newTicketResult(t))
-		if !t.Status().Decided() {
+	for i, t := range tickets {
+		decided := t.Status().Decided()
+		if i < maxRequests || !decided {
+			out.Requests = append(out.Requests, newTicketResult(t))
+		}
+		if !decided {
 			open++
 		}
 	}
-	slices.SortStableFunc(out.Requests, func(a, b ticketResult) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	switch {
 	case open > 0:
 		out.Next = fmt.Sprintf("%d not decided yet; wait_for_decision waits for one of them", open)
 	case len(tickets) > 0:
 		out.Next = "all are decided; each says in next what follows"
+	}
+	if n := len(out.Requests); n < out.Total {
+		out.Next += fmt.Sprintf("; only %d of %d are shown, and all that are not decided", n, out.Total)
 	}
 	return out
 }

@@ -50,24 +50,23 @@ func idSchema() node {
 // What the tools return.
 
 func requestOutput() node {
-	ask := func(desc string, more node) node {
-		props := node{
-			"add":        list(entrySchema(), 0, ""),
-			"remove":     list(entrySchema(), 0, ""),
-			"credential": text("by name"),
-		}
-		for k, v := range more {
-			props[k] = v
-		}
-		return described(object(props), desc)
+	change := func(desc string) node {
+		return described(object(node{
+			"add":         list(entrySchema(), 0, ""),
+			"remove":      list(entrySchema(), 0, ""),
+			"credential":  text("by name"),
+			"ttl_seconds": node{"type": "integer"},
+		}), desc)
 	}
 	return object(node{
 		"id":         text("give it to wait_for_decision, get_request and cancel_request"),
 		"short":      text("the id that the operator sees"),
 		"status":     oneOf("applied: in force now", "pending", "approved", "applied", "failed", "denied", "cancelled", "expired", "revoked"),
 		"next":       text("what to do now, in a sentence"),
-		"asked":      ask("what was asked, in canonical form", node{"ttl_seconds": node{"type": "integer"}}),
-		"granted":    ask("what was granted; it may differ from what was asked", node{"duration": text("once, session, permanent or a time span"), "expires_at": instant("")}),
+		"asked":      change("what was asked, in canonical form"),
+		"granted":    change("what was granted; it may differ from what was asked"),
+		"duration":   text("of what was granted: once, session, permanent or a time span"),
+		"expires_at": instant("when what was granted ends"),
 		"edited":     list(node{"type": "string"}, 0, "what the operator changed of the ask"),
 		"note":       text("the operator's words to you"),
 		"error":      text("why it failed, in the daemon's words"),
@@ -82,8 +81,9 @@ func requestOutput() node {
 func requestsOutput() node {
 	return object(node{
 		"requests": list(requestOutput(), 0, "newest first"),
+		"total":    node{"type": "integer", "description": "how many there are; old ones that are decided may not be listed"},
 		"next":     text("what to do now, in a sentence"),
-	}, "requests", "next")
+	}, "requests", "total", "next")
 }
 
 func routesOutput() node {
