@@ -67,6 +67,11 @@ func TestExpire(t *testing.T) {
 	if n, err := b.applier.Expire(t.Context()); n != 0 || err != nil {
 		t.Fatalf("the bundle's word ends once grants alone: %d %v", n, err)
 	}
+	// A download that is under way on a spent grant is not cut by tidying the grant away.
+	must(t, bottle.WriteStatus(b.dir.SpentFile(), bottle.Spent{Schema: 1, Spent: map[string]time.Time{once.Short: now}, Open: []string{once.Short}}))
+	if n, err := b.applier.Expire(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d grants ended while one is in use: %v", n, err)
+	}
 	must(t, bottle.WriteStatus(b.dir.SpentFile(), bottle.Spent{Schema: 1, Spent: map[string]time.Time{once.Short: now}}))
 	if n, err := b.applier.Expire(t.Context()); n != 1 || err != nil {
 		t.Fatalf("%d %v", n, err)

@@ -60,13 +60,16 @@ func (a *Applier) env(by bottle.Actor) (Env, error) {
 	return env, err
 }
 
-// spent reads which once grants are used up. A file that is damaged says nothing, and then egress, which wrote it,
+// spent reads which once grants are used up, and their request is over. A file that is damaged says nothing, and then egress, which wrote it,
 // refuses those grants by itself.
 func (a *Applier) spent() (map[string]time.Time, error) {
 	var s bottle.Spent
 	err := bottle.ReadJSON(a.cfg.Dir.SpentFile(), maxSpent, &s)
 	switch {
 	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, bottle.ErrCorrupt), errors.Is(err, bottle.ErrNewer):
+		for _, grant := range s.Open { // its request is still under way; taking the route out would cut it
+			delete(s.Spent, grant)
+		}
 		return s.Spent, nil
 	}
 	return nil, fmt.Errorf("spent grants: %w", err)

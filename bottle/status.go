@@ -69,6 +69,9 @@ type MountedFile struct {
 type Spent struct {
 	Schema int                  `json:"schema"`
 	Spent  map[string]time.Time `json:"spent"` // grant (short ID) -> when
+	// Open are those of them whose one request is still under way: a long download is not
+	// cut because its grant is used up. They are tidied away when it is over.
+	Open []string `json:"open,omitempty"`
 }
 
 // Metadata is metadata.json: what the host knows of a running bottle.

@@ -145,7 +145,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	defer cancel(nil)
 	f := &flow{cancel: cancel, conn: conn}
 	s.flows.add(f)
-	defer s.flows.remove(f)
+	defer s.forget(f)
 	if n := s.admit(f, ex); n != nil {
 		s.note(n)
 		n.write(w, accept)
@@ -196,7 +196,7 @@ func (s *Server) admit(f *flow, ex *exchange) *refusal {
 			case !ok:
 				continue // another request was first
 			}
-			claimed = g.Request
+			claimed, f.claimed = g.Request, g.Request
 		}
 		ex.single = claimed != ""
 		question := s.exchangeQuestion(ex.query, claimed, ex.credential)

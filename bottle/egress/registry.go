@@ -30,6 +30,7 @@ type flow struct {
 	question atomic.Pointer[func() bool]
 	cancel   context.CancelCauseFunc
 	conn     *clientConn // the agent's side
+	claimed  string      // the once grant that the flow has spent; its own goroutine alone reads it
 }
 
 func newRegistry() *registry { return &registry{flows: map[*flow]struct{}{}} }
@@ -44,6 +45,18 @@ func (r *registry) remove(f *flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.flows, f)
+}
+
+// forget takes a flow that is over out of the registry, and says so of the grant that it
+// had spent.
+func (s *Server) forget(f *flow) {
+	s.flows.remove(f)
+	if f.claimed == "" {
+		return
+	}
+	if err := s.spent.done(f.claimed); err != nil {
+		s.log.Warn("a grant that is used up stays listed as open until the next start", "grant", f.claimed, "err", err)
+	}
 }
 
 // sweep asks every flow's question again and cuts those that it no longer allows. It

@@ -285,11 +285,25 @@ func TestOnceStreamSurvivesAnUnrelatedReload(t *testing.T) {
 		_, _ = io.WriteString(rw, "second")
 	})
 	res := w.open("https://api.example.com/v1/x")
+	if open := w.openOnce(); len(open) != 1 || open[0] != "r1" {
+		t.Errorf("open while the stream runs: %v", open)
+	}
 	w.setRoutes([]bottle.Route{once, whole("other.example.com")})
 	close(more)
 	if b, err := io.ReadAll(res); err != nil || string(b) != "second" {
 		t.Errorf("%q %v", b, err)
 	}
+	eventually(t, "the grant is not in use any more", func() bool { return len(w.openOnce()) == 0 })
+}
+
+// openOnce are the once grants that spent.json says are still in use.
+func (w *world) openOnce() []string {
+	w.t.Helper()
+	var spent bottle.Spent
+	if err := bottle.ReadJSON(w.cfg.SpentPath, 0, &spent); err != nil {
+		w.t.Fatal(err)
+	}
+	return spent.Open
 }
 
 func TestOnceThatCannotBeRecordedIsNotUsed(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,10 +24,11 @@ type spentLog struct {
 
 	mu    sync.RWMutex
 	spent map[string]time.Time
+	open  map[string]bool // those whose request is under way
 }
 
 func openSpent(path string, now func() time.Time) (*spentLog, error) {
-	l := &spentLog{path: path, now: now, spent: map[string]time.Time{}}
+	l := &spentLog{path: path, now: now, spent: map[string]time.Time{}, open: map[string]bool{}}
 	var file bottle.Spent
 	switch err := bottle.ReadJSON(path, maxSpent, &file); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -34,6 +37,11 @@ func openSpent(path string, now func() time.Time) (*spentLog, error) {
 	}
 	for k, v := range file.Spent {
 		l.spent[k] = v
+	}
+	if len(file.Open) > 0 { // what was open ended with the process that said so
+		if err := l.write(); err != nil {
+			return nil, err
+		}
 	}
 	return l, nil
 }
@@ -53,10 +61,27 @@ func (l *spentLog) claim(grant string) (bool, error) {
 	if _, ok := l.spent[grant]; ok {
 		return false, nil
 	}
-	l.spent[grant] = l.now().UTC()
-	if err := bottle.WriteJSON(l.path, bottle.Spent{Schema: bottle.Schema, Spent: l.spent}); err != nil {
+	l.spent[grant], l.open[grant] = l.now().UTC(), true
+	if err := l.write(); err != nil {
 		delete(l.spent, grant)
-		return false, fmt.Errorf("spent grants: %w", err)
+		delete(l.open, grant)
+		return false, err
 	}
 	return true, nil
+}
+
+// done says that the request which spent the grant is over.
+func (l *spentLog) done(grant string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.open, grant)
+	return l.write()
+}
+
+func (l *spentLog) write() error {
+	file := bottle.Spent{Schema: bottle.Schema, Spent: l.spent, Open: slices.Sorted(maps.Keys(l.open))}
+	if err := bottle.WriteJSON(l.path, file); err != nil {
+		return fmt.Errorf("spent grants: %w", err)
+	}
+	return nil
 }

@@ -109,7 +109,7 @@ func (s *Server) openTunnel(ctx context.Context, cancel context.CancelCauseFunc,
 func (s *Server) splice(ctx context.Context, cancel context.CancelCauseFunc, conn *prefixed, t *tunnel) {
 	f := &flow{cancel: cancel, conn: t.conn}
 	s.flows.add(f)
-	defer s.flows.remove(f)
+	defer s.forget(f)
 	if t.refused = s.admitTunnel(f, t.to); t.refused != nil {
 		s.terminate(ctx, conn, t)
 		return
@@ -161,7 +161,7 @@ func (s *Server) admitTunnel(f *flow, to authority) *refusal {
 			case !ok:
 				continue
 			}
-			claimed = g.Request
+			claimed, f.claimed = g.Request, g.Request
 		}
 		question := s.tunnelQuestion(to, claimed)
 		f.question.Store(&question)
