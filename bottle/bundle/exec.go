@@ -32,7 +32,8 @@ type LaunchConfig struct {
 // half confined. It needs the published bundle.json, for the ports.
 //
 // In this order, since each step takes away what the earlier ones need: core dumps off,
-// capabilities dropped, Landlock and no_new_privs, the socket filter, exec. Dumpability
+// capabilities dropped, Landlock and no_new_privs, the socket filter, the death signal, exec: a
+// daemon does not outlive its parent, which is init. Dumpability
 // can't be dropped for the daemon here: exec sets it again; with Landlock a sibling
 // can't ptrace or read /proc/PID/mem across domains.
 func Exec(cfg LaunchConfig) error {
@@ -52,6 +53,11 @@ func Exec(cfg LaunchConfig) error {
 	unix.Umask(0o077)
 	if err := confine(cfg, c); err != nil {
 		return fmt.Errorf("launch %s: %w", cfg.Daemon, err)
+	}
+	// The signal of init's death, too, is per thread, and init could only set that of the first.
+	// Should init die before this line, the first thread still takes all of us with it.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("launch %s: end with init: %w", cfg.Daemon, err)
 	}
 	return fmt.Errorf("launch %s: exec %s: %w", cfg.Daemon, cfg.Argv[0], unix.Exec(cfg.Argv[0], cfg.Argv, cfg.Env))
 }
