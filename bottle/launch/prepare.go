@@ -80,7 +80,7 @@ func writeCABundle(dir *bottle.Dir) error {
 		return err
 	}
 	for _, f := range systemRoots {
-		roots, err := os.ReadFile(f) //nolint:gosec // G304: one of the above
+		roots, err := os.ReadFile(f)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

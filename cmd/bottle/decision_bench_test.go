@@ -154,7 +154,7 @@ func newDecisionBench(b *testing.B) *decisionBench {
 		b.Fatal(err)
 	}
 	run := func(args ...string) {
-		cmd := exec.Command(filepath.Join(programs, "bottle"), append(args, "--state-dir", root)...)
+		cmd := exec.CommandContext(context.WithoutCancel(b.Context()), filepath.Join(programs, "bottle"), append(args, "--state-dir", root)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			b.Fatalf("bottle %v: %v\n%s", args, err, out)
 		}

@@ -12,8 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -33,7 +32,7 @@ type demoUpstream struct {
 	port   int
 	caPEM  []byte
 	finish chan struct{} // closed: the long download comes to its end
-	done   chan error
+	done   chan struct{}
 }
 
 func startDemoUpstream() (*demoUpstream, error) {
@@ -49,7 +48,7 @@ func startDemoUpstream() (*demoUpstream, error) {
 	if !ok {
 		return nil, errors.New("start the demo's upstream: not a TCP address")
 	}
-	u := &demoUpstream{port: addr.Port, caPEM: caPEM, finish: make(chan struct{}), done: make(chan error, 1)}
+	u := &demoUpstream{port: addr.Port, caPEM: caPEM, finish: make(chan struct{}), done: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/download", u.download)
 	mux.HandleFunc("/public/stream", u.stream)
@@ -60,9 +59,12 @@ func startDemoUpstream() (*demoUpstream, error) {
 		Handler:           mux,
 		ReadHeaderTimeout: 10 * time.Second,
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12},
-		ErrorLog:          log.New(io.Discard, "", 0), // cut streams are the demo's point, not its noise
+		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // cut streams are the demo's point, not its noise
 	}
-	go func() { u.done <- u.srv.ServeTLS(ln, "", "") }()
+	go func() {
+		defer close(u.done)
+		_ = u.srv.ServeTLS(ln, "", "") // ends with http.ErrServerClosed, or the demo's next step fails
+	}()
 	return u, nil
 }
 

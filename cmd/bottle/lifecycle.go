@@ -52,7 +52,7 @@ bottle is ready.`,
 }
 
 func (a *app) start(ctx context.Context, file string, accept, detach bool, argv []string) error {
-	text, err := os.ReadFile(file) //nolint:gosec // G304: the operator named it
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return fmt.Errorf("-f: %w", err)
 	}
@@ -233,8 +233,11 @@ func (c *cell) startKeeper(ctx context.Context, a *app) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the keeper: %w", err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // why it ended stands in its log
+	}()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -243,9 +246,11 @@ func (c *cell) startKeeper(ctx context.Context, a *app) error {
 			return nil
 		}
 		select {
-		case err := <-ended:
-			return fmt.Errorf("the keeper did not come up (%v): %s", err, lastLine(c.dir.Path("keep.log")))
+		case <-ended:
+			return fmt.Errorf("the keeper did not come up: %s", lastLine(c.dir.Path("keep.log")))
 		case <-ctx.Done():
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			<-ended
 			return errors.Join(ctx.Err(), c.stop(context.WithoutCancel(ctx)))
 		case <-tick.C:
 		}
@@ -292,8 +297,8 @@ func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
-		if exit.ExitCode() < 0 { // a signal ended it
-			return silentExit(128 + int(exit.Sys().(syscall.WaitStatus).Signal())) //nolint:errorlint,forcetypeassert // always so on Linux
+		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			return silentExit(128 + int(ws.Signal())) // as a shell has it
 		}
 		return silentExit(exit.ExitCode())
 	case err != nil:

@@ -124,9 +124,9 @@ func editName(file string) string {
 
 func (a *app) printFile(f fileJSON) (failed bool) {
 	state := "not running"
-	switch {
-	case f.InForce == "":
-	case f.InForce == f.Revision:
+	switch f.InForce {
+	case "":
+	case f.Revision:
 		state = "in force"
 	default:
 		state = "NOT in force: the daemon has " + f.InForce.Short()
