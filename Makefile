@@ -74,7 +74,7 @@ fuzz: ## run each fuzz target for FUZZTIME
 	done
 
 .PHONY: vuln
-vuln: $(GOVULNCHECK) ## look for known vulnerabilities in what is called (asks vuln.go.dev)
+vuln: $(GOVULNCHECK) ## look for known vulnerabilities in what is called (asks the Go vulnerability database)
 	$(GOVULNCHECK) $(PKGS)
 
 .PHONY: clean
