@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 // The scripts drive the real programs, built once for the run, with a real keeper and
@@ -71,8 +72,9 @@ func runScripts(t *testing.T, dir string) {
 
 // A world is what a script's steps share.
 type world struct {
-	state  string // the operator's state directory
-	agents map[string]*agent
+	state   string // the operator's state directory
+	mounted string // to be unmounted
+	agents  map[string]*agent
 }
 
 type worldKey struct{}
@@ -102,6 +104,9 @@ func setup(env *testscript.Env, up *upstream, left *leftovers) error {
 		left.add(name, w.clear())
 		if f, ok := env.T().(interface{ Failed() bool }); ok && f.Failed() {
 			env.T().Log(w.logs())
+		}
+		if w.mounted != "" {
+			_ = unix.Unmount(w.mounted, unix.MNT_DETACH)
 		}
 		_ = os.RemoveAll(state)
 	})

@@ -37,6 +37,8 @@ import (
 //	dialogue FILE COMMAND...     run it at a terminal; see dialogue
 //	set NAME REGEXP              the first group in the last output becomes $NAME
 //	slay WHO [BOTTLE]            kill -9 the keeper, init, or a daemon by its name
+//	tmpfs DIR SIZE               mount a small file system there, and
+//	fill DIR                     fill it to the last byte, with DIR/fill
 //	ascii FILE                   it holds no byte but printable ASCII and newlines
 var steps = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"agent":    stepAgent,
@@ -55,6 +57,8 @@ var steps = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"set":      stepSet,
 	"slay":     stepSlay,
 	"ascii":    stepASCII,
+	"tmpfs":    stepTmpfs,
+	"fill":     stepFill,
 }
 
 const agentName = "b" // what scripts call their bottle, mostly
