@@ -122,14 +122,19 @@ func (c *cell) prepare(ctx context.Context, a *app, path string, accept bool) er
 			return err
 		}
 	}
-	return c.locked(ctx, func() error {
-		err := c.dir.UpdateMetadata(func(m *bottle.Metadata) error {
+	return c.locked(ctx, func() (err error) {
+		err = c.dir.UpdateMetadata(func(m *bottle.Metadata) error {
 			m.Backend, m.Manifest, m.StartedAt, m.StoppedAt = "local", path, time.Now().UTC(), time.Time{}
 			return nil
 		})
 		if err != nil {
 			return err
 		}
+		defer func() { // or it would be listed as one whose daemons are down
+			if err != nil {
+				err = errors.Join(err, c.dir.UpdateMetadata(func(m *bottle.Metadata) error { m.StoppedAt = m.StartedAt; return nil }))
+			}
+		}()
 		base, err := c.apply.Expected(ctx)
 		if err != nil {
 			return err
