@@ -173,7 +173,7 @@ func (a *app) approveAsking(ctx context.Context, c *cell, rec *bottle.Record, o 
 	}
 	for {
 		v, _ := c.view(ctx, rec, o)
-		v.Color = true
+		v.Color = con.Color
 		if err := v.Render(tty); err != nil {
 			return err
 		}
