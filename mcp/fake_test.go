@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"testing"
 	"time"
 
 	"bottle/bottle"
@@ -143,6 +144,7 @@ func (q *fakeQueue) Wait(ctx context.Context, id string) (bottle.Ticket, error) 
 		case <-ctx.Done():
 			q.mu.Lock()
 			q.ended++
+			q.poke()
 			q.mu.Unlock()
 			return now, ctx.Err()
 		}
@@ -164,8 +166,31 @@ func (q *fakeQueue) answer(t *bottle.Ticket, a bottle.Answer) {
 	a.Schema, a.ID, a.UpdatedAt = bottle.Schema, t.Request.ID, time.Now().UTC()
 	a.Short = "r" + strconv.Itoa(slices.Index(q.tickets, t)+1)
 	t.Answer = &a
+	q.poke()
+}
+
+// poke tells all who wait that something has changed. It is called with the lock held.
+func (q *fakeQueue) poke() {
 	close(q.changed)
 	q.changed = make(chan struct{})
+}
+
+// awaitEnded returns when n waits have ended because their context did.
+func (q *fakeQueue) awaitEnded(t *testing.T, n int) {
+	t.Helper()
+	for {
+		q.mu.Lock()
+		ended, changed := q.ended, q.changed
+		q.mu.Unlock()
+		if ended >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-t.Context().Done():
+			t.Fatalf("%d waits have ended, not %d", ended, n)
+		}
+	}
 }
 
 // A fakeEgress has one route and one refusal.

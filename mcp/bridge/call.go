@@ -1,10 +1,12 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -76,6 +78,11 @@ func withKey(line []byte) []byte {
 	})
 }
 
+// inOrder returns the calls in flight as they came. It is called with mu held.
+func (b *Bridge) inOrder() []*call {
+	return slices.SortedFunc(maps.Values(b.calls), func(x, y *call) int { return cmp.Compare(x.number, y.number) })
+}
+
 func (k *call) listen() bool { return k.method == methodListen }
 
 func (k *call) sentOn(to *link) {
@@ -92,7 +99,7 @@ func (k *call) lost() []byte {
 	case k.listen():
 		return nil
 	case k.method == methodCall && !slices.Contains(harmlessTools, k.tool):
-		return k.toolError(fmt.Sprintf("the connection to the bottle was lost while %s ran, so it may or may not have been done; look at what there is (list_requests, list_routes), then call again if that is needed", k.tool))
+		return k.toolError(fmt.Sprintf("the connection to the bottle was lost while %s ran, so it may or may not have been done; look at what there is (list_requests, list_routes), then call again if that is needed", cmp.Or(k.tool, "the call")))
 	case k.method != methodCall && !slices.Contains(harmless, k.method):
 		return rpcError(k.id, codeUnavailable, fmt.Sprintf("the connection to the bottle was lost while %s was in hand; send it again", k.method))
 	case k.sends >= maxSends:
@@ -208,7 +215,7 @@ func (b *Bridge) hold(k *call) {
 	}
 	now := time.Now()
 	k.until = now.Add(b.wait)
-	if now.Sub(b.down) > b.wait {
+	if now.Sub(b.down) >= b.wait {
 		k.until = now.Add(min(b.wait, lateWait))
 	}
 	select {
@@ -242,7 +249,7 @@ func (b *Bridge) expireHeld(ctx context.Context) {
 func (b *Bridge) expired(now time.Time) (answers [][]byte, next time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for key, k := range b.calls {
+	for _, k := range b.inOrder() {
 		switch {
 		case k.until.IsZero():
 		case k.until.After(now):
@@ -250,7 +257,7 @@ func (b *Bridge) expired(now time.Time) (answers [][]byte, next time.Time) {
 				next = k.until
 			}
 		default:
-			delete(b.calls, key)
+			delete(b.calls, k.key)
 			answers = append(answers, rpcError(k.id, codeUnavailable,
 				fmt.Sprintf("bottle is not running: %s; call again later, or ask the operator to start it", b.why)))
 		}

@@ -152,19 +152,15 @@ func (b *Bridge) next(to *link) []byte {
 		to.greeted = true
 		return b.initialized
 	}
-	var first *call
-	for _, k := range b.calls {
-		if k.link == nil && (first == nil || k.number < first.number) {
-			first = k
+	for _, k := range b.inOrder() {
+		if k.link == nil {
+			k.sentOn(to)
+			return k.line
 		}
 	}
-	if first == nil {
-		b.link = to
-		b.log.Info("bridge: connected", "down", time.Since(b.down).Round(time.Millisecond))
-		return nil
-	}
-	first.sentOn(to)
-	return first.line
+	b.link = to
+	b.log.Info("bridge: connected", "down", time.Since(b.down).Round(time.Millisecond))
+	return nil
 }
 
 // lost takes note that there is no bundle. What was in flight is held, to be sent again, or
@@ -182,12 +178,12 @@ func (b *Bridge) lost(err error) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		b.why = "it takes connections, but doesn't answer"
 	}
-	for key, k := range b.calls {
+	for _, k := range b.inOrder() {
 		if k.link == nil {
 			continue
 		}
 		if answer := k.lost(); answer != nil {
-			delete(b.calls, key)
+			delete(b.calls, k.key)
 			answers = append(answers, answer)
 			continue
 		}
