@@ -28,6 +28,7 @@ var harmless = []string{
 }
 
 // harmlessTools are the tools that may be called twice; [toolRequest] is, for it carries a key.
+// A wait that is sent again begins anew, so it may take its timeout_seconds once more.
 var harmlessTools = []string{
 	toolRequest, "wait_for_decision", "get_request", "list_requests", "list_routes", "list_denials", "check_access", "cancel_request",
 }
