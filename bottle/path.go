@@ -57,6 +57,9 @@ func NormalizePath(p string) (string, error) {
 		return "", invalid("path", "%q does not decode to UTF-8", clip(p, 80))
 	}
 	norm := out.String()
+	if len(norm) > MaxPath { // else the normal form would not be one
+		return "", invalid("path", "longer than %d bytes once what needs it is escaped", MaxPath)
+	}
 	segments := strings.Split(norm[1:], "/")
 	for i, s := range segments {
 		if err := checkSegment(s, i == len(segments)-1); err != "" {

@@ -100,6 +100,14 @@ func TestCheckRawPath(t *testing.T) {
 	}
 }
 
+// Escaping makes a path longer: one within the bound may have no normal form within it.
+func TestNormalFormIsWithinTheBound(t *testing.T) {
+	in := "/" + strings.Repeat("^", bottle.MaxPath/2)
+	if norm, err := bottle.NormalizePath(in); err == nil {
+		t.Errorf("a path of %d bytes has a normal form of %d", len(in), len(norm))
+	}
+}
+
 // FuzzNormalizePath: no panic; the result is a fixed point; and it means the same to the
 // strictest and to the most lenient reader: however often it is decoded, split at slashes
 // of either kind, and resolved, no segment goes, comes or climbs.

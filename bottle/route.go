@@ -248,6 +248,9 @@ func (p PathMatch) canonical() (PathMatch, error) {
 		if v != "/" && p.Type == PathPrefix { // /v1 and /v1/ are one prefix (HTTPRoute)
 			v = strings.TrimSuffix(v, "/")
 		}
+		if len(v) > MaxValue { // the canonical form must be one that is taken again
+			return PathMatch{}, invalid("path", "longer than %d bytes once what needs it is escaped", MaxValue)
+		}
 		p.Value = v
 	case RegularExpression:
 		if err := checkRegexp(p.Value); err != nil {
