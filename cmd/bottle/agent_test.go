@@ -162,7 +162,7 @@ func (a *agent) open(to string) error {
 	if err != nil {
 		return err
 	}
-	resp, err := a.http.Do(req)
+	resp, err := a.http.Do(req) //nolint:bodyclose // cut reads it, and close closes it
 	if err != nil {
 		return err
 	}

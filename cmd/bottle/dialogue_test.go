@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -28,7 +26,7 @@ import (
 func stepDialogue(ts *testscript.TestScript, neg bool, args []string) {
 	usage(ts, false, len(args) > 1, "[!] dialogue FILE COMMAND...")
 	env := append(environ(ts), "TERM=xterm", "NO_COLOR=1")
-	cmd := exec.Command(filepath.Join(programs, args[1]), args[2:]...)
+	cmd := program(args[1], args[2:]...)
 	cmd.Env, cmd.Dir = env, ts.MkAbs(".")
 	f, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 50, Cols: 200})
 	ts.Check(err)
@@ -98,7 +96,7 @@ func (d *dialogue) play(script string) error {
 			}
 		case line[0] == '$':
 			argv := strings.Fields(rest)
-			cmd := exec.Command(filepath.Join(programs, argv[0]), argv[1:]...)
+			cmd := program(argv[0], argv[1:]...)
 			cmd.Env = d.env
 			if out, err := cmd.CombinedOutput(); err != nil {
 				return fmt.Errorf("%s: %w: %s", rest, err, out)

@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -38,13 +39,18 @@ func (s suite) Run() int {
 	if raceDetector {
 		args = append(args, "-race")
 	}
-	build := exec.Command("go", append(args, "../...")...)
+	build := exec.CommandContext(context.Background(), "go", append(args, "../...")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go %s: %v\n%s", strings.Join(build.Args[1:], " "), err, out)
 		return 1
 	}
 	programs = dir
 	return s.M.Run()
+}
+
+// program is a call of one of the programs under test.
+func program(name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(context.Background(), filepath.Join(programs, name), args...)
 }
 
 func TestMain(m *testing.M) {
@@ -90,7 +96,7 @@ func worldOf(ts *testscript.TestScript) *world {
 // setup gives a script its own state directory, with a path that leaves room for sockets,
 // and fills $PORT and the like into its manifests.
 func setup(env *testscript.Env, up *upstream, left *leftovers) error {
-	state, err := os.MkdirTemp("/tmp", "b") //nolint:usetesting // t.TempDir is too long for a socket's path
+	state, err := os.MkdirTemp("/tmp", "b") // t.TempDir is too long for a socket's path
 	if err != nil {
 		return err
 	}
@@ -187,7 +193,7 @@ func (w *world) clear() (found []string) {
 	stopped := true
 	bottles, _ := filepath.Glob(filepath.Join(w.state, "*", "metadata.json"))
 	for _, m := range bottles {
-		cmd := exec.Command(filepath.Join(programs, "bottle"), "stop", filepath.Base(filepath.Dir(m)), "--state-dir", w.state)
+		cmd := program("bottle", "stop", filepath.Base(filepath.Dir(m)), "--state-dir", w.state)
 		stopped = cmd.Run() == nil && stopped
 	}
 	for _, pid := range w.processes() {

@@ -207,7 +207,7 @@ func stepOneOf(ts *testscript.TestScript, neg bool, args []string) {
 	var wg sync.WaitGroup
 	for n, argv := range [][]string{args[:i], args[i+1:]} {
 		wg.Go(func() {
-			cmd := exec.Command(filepath.Join(programs, argv[0]), argv[1:]...)
+			cmd := program(argv[0], argv[1:]...)
 			cmd.Env = env
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			out[n], errs[n] = cmd.CombinedOutput()

@@ -9,8 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
-	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -51,11 +50,11 @@ func serve(t *testing.T, cert tls.Certificate) string {
 		}
 	})
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "upstream: %s %s%s %q\n", r.Method, r.Host, r.URL.Path, r.Header.Get("Authorization")) //nolint:gosec // G705: plain text, for the script
+		fmt.Fprintf(w, "upstream: %s %s%s %q\n", r.Method, r.Host, r.URL.Path, r.Header.Get("Authorization"))
 	})
 	srv := httptest.NewUnstartedServer(mux)
 	srv.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
-	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes that fail are what some scripts are about
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // handshakes that fail are what some scripts are about
 	srv.StartTLS()
 	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
 	_, port, err := net.SplitHostPort(srv.Listener.Addr().String())
