@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"os/signal"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"bottle/bottle"
 	"bottle/bottle/prompt"
@@ -26,6 +29,9 @@ const (
 )
 
 func main() {
+	// A descriptor that the caller left open is not for the keeper and the daemons, which
+	// would hold it for as long as the bottle runs.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // an old kernel can't
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:])
 	stop()
