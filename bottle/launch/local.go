@@ -12,9 +12,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -268,7 +270,14 @@ func waitGone(ctx context.Context, id bottle.ProcessID) bool {
 
 // PickPort returns addr with a free port in place of port 0. The port is fixed for the
 // bottle's life, so that a daemon that is restarted comes back where its clients expect it.
+// It is not one of those that the kernel gives to outgoing connections, any of which could
+// else take it while no daemon listens there.
 func PickPort(field, addr string) (string, error) {
+	if host, port, err := net.SplitHostPort(addr); err == nil && port == "0" {
+		if picked, ok := pickBelow(host, firstEphemeral()); ok {
+			return picked, nil
+		}
+	}
 	ln, err := net.Listen("tcp", addr) //nolint:noctx // no I/O waits here
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
@@ -278,4 +287,36 @@ func PickPort(field, addr string) (string, error) {
 	}
 	defer ln.Close()
 	return ln.Addr().String(), nil
+}
+
+// firstPicked is the lowest port that is picked; below are those of services.
+const firstPicked = 10240
+
+// pickBelow picks at random, so that bottles that start at once pick different ports.
+func pickBelow(host string, limit int) (string, bool) {
+	if limit <= firstPicked {
+		return "", false
+	}
+	for range 100 {
+		port := firstPicked + rand.IntN(limit-firstPicked)                       //nolint:gosec // G404: any free port will do
+		ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port))) //nolint:noctx // no I/O waits here
+		if err == nil {
+			defer ln.Close()
+			return ln.Addr().String(), true
+		}
+	}
+	return "", false
+}
+
+// firstEphemeral is the first port of the range for outgoing connections, or 0 if unknown.
+func firstEphemeral() int {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err != nil {
+		return 0
+	}
+	var first, last int
+	if _, err := fmt.Sscan(string(b), &first, &last); err != nil {
+		return 0
+	}
+	return first
 }
