@@ -22,6 +22,10 @@ import (
 // bundle for each script: what testscript runs in the test binary is the agent's part alone
 // (see agent_test.go) and a few steps that a script can't write (steps_test.go).
 
+// BOTTLE_TEST_RACE=1 builds the programs with the race detector. It is not the default, even
+// where the tests run with it: a script starts dozens of processes, each of which then takes
+// many times as long to start.
+
 // programs is the directory of the programs under test.
 var programs string
 
@@ -36,7 +40,7 @@ func (s suite) Run() int {
 	}
 	defer os.RemoveAll(dir)
 	args := []string{"build", "-o", dir + "/"}
-	if raceDetector {
+	if os.Getenv("BOTTLE_TEST_RACE") != "" {
 		args = append(args, "-race")
 	}
 	build := exec.CommandContext(context.Background(), "go", append(args, "../...")...)
