@@ -117,3 +117,43 @@ func TestEscape(t *testing.T) {
 		}
 	}
 }
+
+func TestQuota(t *testing.T) {
+	now := time.Now()
+	q := newQuota(now)
+	passed, dropped, notes := 0, 0, 0
+	write := func(n int) {
+		for range n {
+			ok, missing := q.allow(now)
+			if ok {
+				passed++
+			}
+			if missing > 0 {
+				notes++
+				dropped += missing
+			}
+		}
+	}
+	write(5000)
+	if passed != burstLines || notes != 0 || q.dropped != 4000 {
+		t.Fatalf("a burst of 5000: %d passed, %d notes, %d dropped", passed, notes, q.dropped)
+	}
+	// A flood of 10,000 lines a second for a minute.
+	for range 60_000 {
+		now = now.Add(time.Millisecond)
+		write(10)
+	}
+	if most := burstLines + 61*lineRate; passed > most || passed < burstLines+55*lineRate || notes > 60 {
+		t.Errorf("a flood of a minute: %d passed, %d notes", passed, notes)
+	}
+	if passed+dropped+q.dropped != 605_000 {
+		t.Errorf("%d passed, %d told of, %d to be told of: some are not accounted for", passed, dropped, q.dropped)
+	}
+	// An hour's silence gives back the burst and no more.
+	now = now.Add(time.Hour)
+	passed = 0
+	write(2 * burstLines)
+	if passed != burstLines {
+		t.Errorf("after an hour: %d passed", passed)
+	}
+}

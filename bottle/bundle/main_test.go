@@ -124,6 +124,12 @@ func daemonMain(name, root string) int {
 	case "noisy":
 		fmt.Fprintln(os.Stderr, strings.Repeat("x", 100<<10))
 		fmt.Fprintln(os.Stderr, "after the long line")
+	case "flood":
+		for n := range 50_000 {
+			fmt.Fprintln(os.Stderr, "flood", n)
+		}
+		fmt.Fprintln(os.Stderr, "why it ends")
+		return 9
 	}
 	fmt.Fprintln(os.Stderr, "env", strings.Join(os.Environ(), " "))
 	write := func() { _ = bottle.WriteStatus(dir.DaemonStatus(name), st) }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 	"unicode/utf8"
 )
 
@@ -15,6 +16,41 @@ import (
 // and the cut is marked. A daemon logs what the agent sent, so neither length nor
 // content may be trusted.
 const maxLine = 8 << 10
+
+// A daemon may write a burst of lines, say the traces of a panic, and after that as many
+// a second as are worth reading. What is more is counted and dropped, for what a daemon
+// logs is the agent's to provoke.
+const (
+	burstLines = 1000
+	lineRate   = 200 // a second
+)
+
+// A quota says which of a daemon's lines are passed on. Once the burst is used up nothing
+// is, until a second's worth has come together: in a flood that is one note about
+// dropped lines a second and not one between any two.
+type quota struct {
+	left    float64
+	at      time.Time // of left
+	muted   bool
+	dropped int // since the last line that was passed on
+}
+
+func newQuota(now time.Time) *quota { return &quota{left: burstLines, at: now} }
+
+// allow decides about one line. dropped > 0 is how many lines are missing before it.
+func (q *quota) allow(now time.Time) (ok bool, dropped int) {
+	q.left = min(burstLines, q.left+lineRate*now.Sub(q.at).Seconds())
+	q.at = now
+	if q.left < 1 || q.muted && q.left < lineRate {
+		q.muted = true
+		q.dropped++
+		return false, 0
+	}
+	q.left--
+	q.muted = false
+	dropped, q.dropped = q.dropped, 0
+	return true, dropped
+}
 
 // A sink is where the lines of all daemons go, whole.
 type sink struct {
@@ -26,6 +62,12 @@ func (s *sink) line(daemon, text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, _ = io.WriteString(s.w, daemon+" | "+text+"\n") // nowhere to report it
+}
+
+func (s *sink) dropped(daemon string, n int) {
+	if n > 0 {
+		s.line(daemon, fmt.Sprintf("[%d lines dropped: more than %d a second]", n, lineRate))
+	}
 }
 
 // An output reads one child's stdout and stderr, which share a pipe.
@@ -47,14 +89,20 @@ func capture(daemon string, to *sink, wg *sync.WaitGroup) (*output, *os.File, er
 	wg.Go(func() {
 		defer close(o.done)
 		defer r.Close()
+		q := newQuota(time.Now())
 		lines(r, func(line string) {
 			o.mu.Lock()
 			if strings.TrimSpace(line) != "" {
-				o.last = line
+				o.last = line // dropped or not: it may be why the daemon ends
 			}
 			o.mu.Unlock()
-			to.line(daemon, line)
+			ok, missing := q.allow(time.Now())
+			to.dropped(daemon, missing)
+			if ok {
+				to.line(daemon, line)
+			}
 		})
+		to.dropped(daemon, q.dropped)
 	})
 	return o, w, nil
 }

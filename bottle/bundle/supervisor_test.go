@@ -291,3 +291,21 @@ func TestSignalStorm(t *testing.T) {
 			e.Revision == routes && p.Revision == pipelock
 	})
 }
+
+// What a daemon says is the agent's to provoke: a flood is cut, told of, and hides neither
+// the reason for the daemon's end nor what the others say.
+func TestFloodIsCut(t *testing.T) {
+	b := newBed(t)
+	b.behave(bottle.DaemonEgress, "flood")
+	b.start()
+	if code := b.wait(); code != 9 {
+		t.Errorf("exit code %d, want egress' 9", code)
+	}
+	out := b.output()
+	if n := strings.Count(out, "egress | flood"); n > 5*3000 { // five tries of 50,000 lines
+		t.Errorf("%d lines of the flood", n)
+	}
+	if !strings.Contains(out, "lines dropped: more than") || !strings.Contains(out, "5 tries): exit code 9: why it ends") {
+		t.Errorf("no note, or no reason: %.2000s", out[max(0, len(out)-2000):])
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 
 	"bottle/bottle"
 	"bottle/bottle/bundle"
+	"bottle/bottle/logfile"
 )
 
 // Exit codes; a bundle that ends because a daemon does not come up has that daemon's.
@@ -93,7 +95,8 @@ func initCommand(signals *bundle.Signals) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := bundle.New(bundle.Config{Dir: dir, Signals: signals, Logger: newLogger()})
+			out := logfile.Bound(os.Stderr)
+			s, err := bundle.New(bundle.Config{Dir: dir, Signals: signals, Output: out, Logger: newLogger(out)})
 			if err != nil {
 				return err
 			}
@@ -145,7 +148,7 @@ func daemonCommand(name, short string, run func(context.Context, *bundle.Daemon)
 			if err != nil {
 				return err
 			}
-			return bundle.Serve(cmd.Context(), name, dir, newLogger(), run)
+			return bundle.Serve(cmd.Context(), name, dir, newLogger(os.Stderr), run)
 		},
 	}
 	rootFlag(cmd, &root)
@@ -174,4 +177,4 @@ func stateDir(root string) (*bottle.Dir, error) {
 	return bottle.NewDir(abs)
 }
 
-func newLogger() *slog.Logger { return slog.New(slog.NewJSONHandler(os.Stderr, nil)) }
+func newLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewJSONHandler(w, nil)) }

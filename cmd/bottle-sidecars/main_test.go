@@ -20,6 +20,7 @@ import (
 	"bottle/bottle"
 	"bottle/bottle/bundle"
 	"bottle/bottle/egress"
+	"bottle/bottle/logfile"
 	"bottle/bottle/pipelock"
 )
 
@@ -41,7 +42,7 @@ func withSupervise(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "../bottle-supervise")
+	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir+"/", "../bottle-supervise")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build bottle-supervise: %v\n%s", err, out)
@@ -269,6 +270,39 @@ func mcpCall(t *testing.T, socket string) string {
 		t.Fatal(err)
 	}
 	return string(buf[:n])
+}
+
+// init cuts a log that was opened as the host opens it.
+func TestLogIsBounded(t *testing.T) {
+	dir := newDir(t, "test")
+	path := dir.Path("sidecars.log")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("an old line\n"), logfile.Max/12+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	r := &running{dir: dir, cmd: exec.CommandContext(context.Background(), self(t), "init", "--root", dir.Path()), out: &bytes.Buffer{}}
+	r.cmd.Stderr = log
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.ready(t)
+	r.stop(t)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"older lines are gone", "an old line\n", `"msg":"ready"`, `"msg":"stopping"`} {
+		if !bytes.Contains(b, []byte(want)) {
+			t.Errorf("no %q in the log", want)
+		}
+	}
+	if len(b) > logfile.Kept+64<<10 {
+		t.Errorf("%d bytes", len(b))
+	}
 }
 
 func TestPortTaken(t *testing.T) {

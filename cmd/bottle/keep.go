@@ -12,6 +12,7 @@ import (
 	"bottle/bottle"
 	"bottle/bottle/egress"
 	"bottle/bottle/keep"
+	"bottle/bottle/logfile"
 	"bottle/bottle/prompt"
 )
 
@@ -23,7 +24,7 @@ to egress, ends grants, and starts the daemons anew when they died. bottle start
 there is one at most for each bottle. Tokens are read from its environment.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			logger := slog.New(slog.NewJSONHandler(prompt.LogWriter{W: a.err}, nil))
+			logger := slog.New(slog.NewJSONHandler(prompt.LogWriter{W: logfile.Bound(a.err)}, nil))
 			c, err := a.open(args[0], logger)
 			if err != nil {
 				return err
