@@ -127,7 +127,8 @@ func pathOnly(target string) string {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls bool, target string, conn *clientConn) {
 	s.count(countRequests)
 	accept := r.Header["Accept"]
-	ex := &exchange{closeAfter: r.Header.Get("Upgrade") != ""}
+	_, upgrade := r.Header["Upgrade"] // an empty one counts, as it does for wireConn
+	ex := &exchange{closeAfter: upgrade}
 	header := forwardable(r.Header)
 	ex.query = allow.Query{Host: to.host, Port: to.port, Method: r.Method, Path: pathOnly(target), Header: header, TLS: tls}
 	if to.host == bottle.EgressHost {
@@ -164,7 +165,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	}
 	out := r.WithContext(context.WithValue(ctx, exchangeKey{}, ex))
 	out.Header = header
-	s.proxy.ServeHTTP(w, out)
+	s.proxy.ServeHTTP(informed{w, ex}, out)
 }
 
 // admit judges the exchange, spends its grant if it is for one use, finds its credential,
@@ -182,6 +183,9 @@ func (s *Server) admit(f *flow, ex *exchange) *refusal {
 		}
 		route := snap.routes[v.Route]
 		ex.path, ex.limited, ex.credential = v.Path, len(route.Matches) > 0, route.Credential
+		if n := ex.twin(route, s.keys.credentials[route.Credential].Header); n != nil {
+			return n
+		}
 		if ex.credential != "" {
 			if n := s.takeCredential(ex); n != nil {
 				return n
@@ -237,41 +241,6 @@ func (s *Server) takeCredential(ex *exchange) *refusal {
 	return nil
 }
 
-// hopByHop are the fields that end here (RFC 9110 section 7.6.1, and those that predate it).
-func hopByHop() []string {
-	return []string{
-		"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer",
-		"Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
-		// A server that believes these is told another host or client than it is called for.
-		"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto",
-	}
-}
-
-// forwardable returns a copy of the header without what does not go on. It is what the
-// routes judge: a field that a match requires, and Connection names, would be judged and
-// then not sent.
-func forwardable(h http.Header) http.Header {
-	out := h.Clone()
-	for _, v := range h["Connection"] {
-		for name := range strings.SplitSeq(v, ",") {
-			out.Del(strings.TrimSpace(name))
-		}
-	}
-	for _, name := range hopByHop() {
-		out.Del(name)
-	}
-	return out
-}
-
-// overrides are fields by which some servers take another path or method than the request
-// line's. A route with matches does not let them pass.
-func overrides() []string {
-	return []string{
-		"X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Path",
-		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
-	}
-}
-
 // rewrite makes the request that goes upstream.
 func (s *Server) rewrite(pr *httputil.ProxyRequest) {
 	ex, ok := pr.In.Context().Value(exchangeKey{}).(*exchange)
@@ -284,12 +253,14 @@ func (s *Server) rewrite(pr *httputil.ProxyRequest) {
 	out.Host = ex.to().header(ex.query.TLS)
 	out.Trailer = nil
 	if ex.limited {
-		for _, name := range overrides() {
-			out.Header.Del(name)
-		}
+		removeAll(out.Header, overrides())
 	}
 	if ex.credential != "" {
-		out.Header.Del("Authorization")
+		// An echo of the secret must come back as it is, so that it is found; see [redact].
+		out.Header.Set("Accept-Encoding", "identity")
+		for _, name := range []string{"Range", "If-Range", "Sec-Websocket-Extensions", "Authorization"} {
+			out.Header.Del(name)
+		}
 		out.Header.Set(ex.header, ex.secret) // replaces the agent's
 	}
 }
@@ -317,6 +288,9 @@ func (s *Server) modify(res *http.Response) error {
 	}
 	res.Header.Del(layerHeader) // an upstream can't speak for us
 	res.Header.Del("Alt-Svc")   // nor send the agent another way
+	if ex.credential != "" {
+		redact(res, ex.token)
+	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		if !ex.websocket || !acceptsWebsocket(res, ex.key) {
 			return errors.New("it switched protocols without being asked to")
@@ -325,9 +299,6 @@ func (s *Server) modify(res *http.Response) error {
 	}
 	if ex.closeAfter {
 		res.Header.Set("Connection", "close")
-	}
-	if ex.credential != "" {
-		redact(res, ex.token)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -83,6 +84,10 @@ func TestRedactor(t *testing.T) {
 			}
 		}
 	}
+	stars := &redactor{body: io.NopCloser(strings.NewReader("a " + mask + " b")), token: []byte(mask)}
+	if got, err := io.ReadAll(stars); err != nil || string(got) != "a "+mask+" b" {
+		t.Errorf("a token of asterisks: %q %v", got, err)
+	}
 	// What can't be a token's beginning is not held back.
 	pr, pw := io.Pipe()
 	r := &redactor{body: pr, token: []byte(token)}
@@ -92,6 +97,49 @@ func TestRedactor(t *testing.T) {
 		t.Errorf("%q %v", buf[:n], err)
 	}
 	_ = pw.Close()
+}
+
+// A grant that ends while a reload asks the flows is not taken for one whose flows were cut.
+func TestEndDuringASweepIsSeenByTheNextTick(t *testing.T) {
+	dir := t.TempDir()
+	if err := EnsureCA(dir+"/c", dir+"/k", "test"); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	ends := now.Add(time.Minute)
+	doc, err := bottle.NewRoutes([]bottle.Route{{Host: "a.example.com", Grant: &bottle.Grant{
+		Request: "r1", By: "0 op", At: now, Duration: bottle.Duration{Kind: bottle.TTL, TTL: time.Minute}, ExpiresAt: &ends,
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _, err := doc.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bottle.WriteFile(dir+"/r", b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{
+		Routes: dir + "/r", StatusPath: dir + "/s", SpentPath: dir + "/o", CACert: dir + "/c", CAKey: dir + "/k", KeySocket: dir + "/q",
+		Listen: "127.0.0.1:0", Pipelock: "127.0.0.1:1", Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &flow{}
+	question := func() bool { // it is allowed still, and an instant later it isn't
+		now = ends.Add(time.Second)
+		return true
+	}
+	f.question.Store(&question)
+	s.flows.add(f)
+	if refused := s.reload(); refused != nil {
+		t.Fatal(refused)
+	}
+	if s.over == s.ended(s.snap.Load()) {
+		t.Error("the end went by unseen")
+	}
 }
 
 // Nor does a port that refuses connections for a moment lose anything.

@@ -3,6 +3,7 @@ package egress
 import (
 	"bufio"
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -72,7 +73,9 @@ func (k *keyring) needs() []string {
 	return names
 }
 
-// add takes all of the tokens or, with an error that names none of them, nothing.
+// add takes all of the tokens or, with an error that names none of them, nothing. A token
+// that is held is not replaced: whoever can reach the socket beside the keeper must not put
+// its own in place of the operator's. A new token takes a new egress.
 func (k *keyring) add(tokens map[string]string) error {
 	for name, token := range tokens {
 		switch _, ok := k.credentials[name]; {
@@ -88,6 +91,11 @@ func (k *keyring) add(tokens map[string]string) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	for name, token := range tokens {
+		if have, ok := k.tokens[name]; ok && subtle.ConstantTimeCompare([]byte(have), []byte(token)) == 0 {
+			return fmt.Errorf("credential %s: another token is held already; to change it, stop and start the bottle", name)
+		}
+	}
 	for name, token := range tokens {
 		k.tokens[name] = token
 	}

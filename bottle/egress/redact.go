@@ -12,22 +12,26 @@ import (
 const minRedacted = 8
 
 // redact takes a token out of a response: some hosts echo a request's header, in an error
-// page for one. It finds the token as it was sent, in header fields and in a body that is
-// not compressed; an upstream that means to leak it can encode it, which is why a
-// credential is bound to its hosts. The body keeps its length and streams on.
+// page for one. It finds the token as it was sent, in header fields, trailers and the body,
+// for which the request asked uncompressed and whole; an upstream that means to leak it can
+// encode it, which is why a credential is bound to its hosts. The body keeps its length and
+// streams on. What follows a switch of protocols is not looked through.
 func redact(res *http.Response, token string) {
 	if len(token) < minRedacted {
 		return
 	}
-	for name, values := range res.Header {
-		for i, v := range values {
-			if strings.Contains(v, token) {
-				res.Header[name][i] = strings.ReplaceAll(v, token, strings.Repeat("*", len(token)))
-			}
-		}
+	redactFields(res.Header, token)
+	if res.StatusCode != http.StatusSwitchingProtocols && res.Body != nil && res.Body != http.NoBody {
+		// The trailer is filled in when the body is at its end, and passed on after that.
+		res.Body = &redactor{body: res.Body, token: []byte(token), atEnd: func() { redactFields(res.Trailer, token) }}
 	}
-	if res.Body != nil && res.Body != http.NoBody {
-		res.Body = &redactor{body: res.Body, token: []byte(token)}
+}
+
+func redactFields(h http.Header, token string) {
+	for _, values := range h {
+		for i, v := range values {
+			values[i] = strings.ReplaceAll(v, token, strings.Repeat("*", len(token)))
+		}
 	}
 }
 
@@ -39,6 +43,7 @@ type redactor struct {
 	buf   []byte // read and not looked through
 	ready []byte // looked through and not passed on
 	err   error
+	atEnd func() // if not nil, called once the body has ended
 }
 
 // Read implements [io.Reader].
@@ -59,12 +64,16 @@ func (r *redactor) fill(size int) {
 	r.buf = append(r.buf, make([]byte, max(size, 512))...)
 	n, err := r.body.Read(r.buf[held:])
 	r.buf, r.err = r.buf[:held+n], err
-	for {
-		i := bytes.Index(r.buf, r.token)
+	if err != nil && r.atEnd != nil {
+		r.atEnd()
+	}
+	for rest := r.buf; ; { // a token may itself be made of asterisks
+		i := bytes.Index(rest, r.token)
 		if i < 0 {
 			break
 		}
-		copy(r.buf[i:], bytes.Repeat([]byte("*"), len(r.token)))
+		copy(rest[i:], bytes.Repeat([]byte("*"), len(r.token)))
+		rest = rest[i+len(r.token):]
 	}
 	keep := 0
 	if err == nil {

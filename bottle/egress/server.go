@@ -58,6 +58,7 @@ type Server struct {
 	instance string
 	addr     string
 	counts   counts
+	over     int // timed grants of the snapshot that had ended when last swept; steer's alone
 
 	snap    atomic.Pointer[snapshot]
 	flows   *registry
@@ -124,6 +125,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
 	s.snap.Store(snap)
+	s.over = s.ended(snap)
 	s.proxy = &httputil.ReverseProxy{
 		Rewrite: s.rewrite, Transport: s.up, ModifyResponse: s.modify, ErrorHandler: s.fail,
 		FlushInterval: -1, // what comes goes on at once
@@ -269,7 +271,6 @@ func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
 	s.writeStatus(refused)
 	tick := time.NewTicker(endsTick)
 	defer tick.Stop()
-	ended := s.ended(s.snap.Load())
 	for {
 		var ticks <-chan time.Time
 		if s.snap.Load().timed {
@@ -280,13 +281,12 @@ func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
 			return nil
 		case <-s.cfg.Reload:
 			refused = s.reload()
-			ended = s.ended(s.snap.Load())
 			s.writeStatus(refused)
 		case <-took:
 			s.writeStatus(refused)
 		case <-ticks:
-			if n := s.ended(s.snap.Load()); n != ended {
-				ended = n
+			if n := s.ended(s.snap.Load()); n != s.over {
+				s.over = n
 				s.cutForbidden("a grant has ended")
 				s.writeStatus(refused)
 			}
@@ -302,7 +302,8 @@ func (s *Server) reload() *bottle.Refusal {
 		return &bottle.Refusal{Revision: claimed, Error: err.Error(), At: s.now().UTC()}
 	}
 	s.snap.Store(snap)
-	s.up.closeIdle() // a connection made for a host that is no longer allowed must not wait there
+	s.over = s.ended(snap) // before the sweep: what ends during it is the next tick's
+	s.up.closeIdle()       // a connection made for a host that is no longer allowed must not wait there
 	s.cutForbidden("routes reloaded")
 	s.log.Info("routes in force", "revision", snap.revision, "routes", len(snap.routes))
 	return nil

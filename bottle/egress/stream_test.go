@@ -68,7 +68,7 @@ func ws(t *testing.T, w *world, path, upgrade string) (c *tls.Conn, br *bufio.Re
 	const host = "ws.example.com"
 	conn, _ := w.tunnel(host + ":443")
 	c = tls.Client(conn, &tls.Config{RootCAs: w.roots, ServerName: host})
-	_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", path, host, upgrade)
+	_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", path, host, strings.Replace(websocketHead, "websocket", upgrade, 1))
 	br = bufio.NewReader(c)
 	res, err := http.ReadResponse(br, nil)
 	if err != nil {
@@ -81,6 +81,28 @@ func ws(t *testing.T, w *world, path, upgrade string) (c *tls.Conn, br *bufio.Re
 	return c, br, res.StatusCode
 }
 
+const websocketHead = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+func websocketAccept(r *http.Request) string {
+	sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+	return base64.StdEncoding.EncodeToString(sum[:])
+}
+
+// acceptWebsocket switches protocols, with the header that rw has, says hello and hangs up.
+func acceptWebsocket(rw http.ResponseWriter, r *http.Request) {
+	h := rw.Header()
+	h.Set("Connection", "Upgrade")
+	h.Set("Upgrade", "websocket")
+	h.Set("Sec-WebSocket-Accept", websocketAccept(r))
+	rw.WriteHeader(http.StatusSwitchingProtocols)
+	c, _, err := http.NewResponseController(rw).Hijack()
+	if err != nil {
+		return
+	}
+	_, _ = io.WriteString(c, "hello")
+	_ = c.Close()
+}
+
 func TestUpgrade(t *testing.T) {
 	w := newWorld(t, []bottle.Route{below("ws.example.com", "/ws"), whole("other.example.com")})
 	w.upstream("ws.example.com", func(rw http.ResponseWriter, r *http.Request) {
@@ -88,8 +110,7 @@ func TestUpgrade(t *testing.T) {
 			_, _ = io.WriteString(rw, "no upgrade asked")
 			return
 		}
-		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-		accept := base64.StdEncoding.EncodeToString(sum[:])
+		accept := websocketAccept(r)
 		if r.URL.Path == "/ws/wrong" {
 			accept = "wrong"
 		}

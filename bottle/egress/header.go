@@ -1,0 +1,104 @@
+package egress
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"bottle/bottle"
+)
+
+// hopByHop are the fields that end here (RFC 9110 section 7.6.1, and those that predate it).
+func hopByHop() []string {
+	return []string{
+		"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer",
+		"Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
+		// A server that believes these is told another host or client than it is called for.
+		"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Server",
+		"X-Host", "X-Original-Host", "X-Http-Host-Override",
+	}
+}
+
+// dashed is the name as a server reads it that makes no difference between _ and -: CGI
+// (RFC 3875 section 4.1.18) and what came of it.
+func dashed(name string) string {
+	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
+}
+
+// removeAll takes out the fields of those names, in each spelling that a server could read
+// as one of them.
+func removeAll(h http.Header, names []string) {
+	for name := range h {
+		if slices.Contains(names, dashed(name)) {
+			delete(h, name)
+		}
+	}
+}
+
+// forwardable returns a copy of the header without what does not go on. It is what the
+// routes judge: a field that a match requires, and Connection names, would be judged and
+// then not sent.
+func forwardable(h http.Header) http.Header {
+	out := h.Clone()
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			out.Del(strings.TrimSpace(name))
+		}
+	}
+	removeAll(out, hopByHop())
+	return out
+}
+
+// overrides are fields by which some servers take another path or method than the request
+// line's. A route with matches does not let them pass.
+func overrides() []string {
+	return []string{
+		"X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Forwarded-Uri", "X-Forwarded-Prefix", "X-Forwarded-Path",
+		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
+	}
+}
+
+// twin refuses a field that some servers take for one by which the route judges, or in
+// which its credential goes: whose value they would then act on is anyone's guess.
+func (ex *exchange) twin(route bottle.Route, credentialHeader string) *refusal {
+	var names []string
+	for _, m := range route.Matches {
+		for _, h := range m.Headers {
+			names = append(names, h.Name)
+		}
+	}
+	if credentialHeader != "" {
+		names = append(names, credentialHeader, "Authorization")
+	}
+	for name := range ex.query.Header {
+		if d := dashed(name); d != name && slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, d) }) {
+			return ex.refusal(http.StatusForbidden, fmt.Sprintf("the header %s reads as %s to some servers, which this route decides on; leave it out", printable(name, 100), d))
+		}
+	}
+	return nil
+}
+
+// informed passes on informational responses, which [Server.modify] does not see: as they
+// came, but without what an upstream may not tell; nothing at all beside the status where
+// there is a credential that they could echo.
+type informed struct {
+	http.ResponseWriter
+	ex *exchange
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w informed) WriteHeader(status int) {
+	if status < http.StatusOK && status != http.StatusSwitchingProtocols {
+		h := w.Header()
+		h.Del(layerHeader)
+		h.Del("Alt-Svc")
+		if w.ex.credential != "" {
+			clear(h)
+		}
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for [http.ResponseController].
+func (w informed) Unwrap() http.ResponseWriter { return w.ResponseWriter }
