@@ -479,6 +479,7 @@ func TestPlainHTTP(t *testing.T) {
 			w.WriteHeader(http.StatusFound)
 			return
 		}
+		w.Header().Set("X-Bottle-Layer", "pipelock")
 		w.Header().Set("Connection", "X-Hop")
 		w.Header().Set("X-Hop", "1")
 		_, _ = io.WriteString(w, "hello")
@@ -490,7 +491,7 @@ func TestPlainHTTP(t *testing.T) {
 
 	req := newRequest(t, base+"/a%2Fb?q=%20")
 	req.Header = http.Header{"Connection": {"X-Gone"}, "X-Gone": {"1"}, "Proxy-Authorization": {"secret"}, "X-Forwarded-For": {"mine"}, "X-Kept": {"1"}}
-	if resp := do(t, r.client(), req); resp.code != 200 || string(resp.body) != "hello" || resp.header.Get("X-Hop") != "" {
+	if resp := do(t, r.client(), req); resp.code != 200 || string(resp.body) != "hello" || resp.header.Get("X-Hop") != "" || resp.header.Get("X-Bottle-Layer") != "" {
 		t.Errorf("%d %q %v", resp.code, resp.body, resp.header)
 	}
 	if got.RequestURI != "/a%2Fb?q=%20" || got.Host != fmt.Sprintf("a.test:%d", port) {

@@ -179,7 +179,8 @@ func (g *Gate) newForward() {
 				p.Out.Header["User-Agent"] = nil
 			}
 		},
-		ModifyResponse: func(*http.Response) error {
+		ModifyResponse: func(res *http.Response) error {
+			res.Header.Del("X-Bottle-Layer") // an upstream can't speak for the gate
 			g.counters.allowed.Add(1)
 			return nil
 		},
