@@ -98,7 +98,7 @@ func confine(cfg LaunchConfig, c *bottle.BundleConfig) error {
 			return fmt.Errorf("apply the Landlock ruleset: %w", err)
 		}
 	}
-	if err := filterSockets(rules.udp); err != nil {
+	if err := filterSockets(rules.sockets); err != nil {
 		return fmt.Errorf("install the socket filter: %w", err)
 	}
 	return nil

@@ -29,9 +29,16 @@ func TestConfinement(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	listening, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", b.dir.Path("run/listening.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listening.Close()
 	self := fmt.Sprint(os.Getpid())
 	mptcp := fmt.Sprintf("socket %d %d %d", unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 	raw := fmt.Sprintf("socket %d %d %d", unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP)
+	netlink := fmt.Sprintf("socket %d %d %d", unix.AF_NETLINK, unix.SOCK_RAW, 0)
+	uds := fmt.Sprintf("socket %d %d %d", unix.AF_UNIX, unix.SOCK_STREAM, 0)
 	smc := fmt.Sprintf("socket %d %d %d", unix.AF_SMC, unix.SOCK_STREAM, 0)
 
 	// Nobody's.
@@ -40,7 +47,7 @@ func TestConfinement(t *testing.T) {
 		"read manifest.yaml", "read metadata.json", "read lock", "list .", "read etc/routes.yaml", "read etc/pipelock.yaml", "read etc/bundle.json",
 		"replace records/new.json", "replace decisions/new.json", "append decisions/d.json", "replace etc/new", "append run/bundle/routes.yaml", "replace run/bundle/pipelock.yaml",
 		"read /etc/passwd", "read /root", "list /proc", "read /proc/self/environ", "read /proc/1/environ", "list /tmp", "exec /bin/true",
-		"kill " + self, mptcp, raw, smc,
+		"kill " + self, mptcp, raw, smc, netlink,
 	}
 	both := []string{"read run/bundle/bundle.json", "replace status/new.json", "read /etc/hosts", "privileges /"}
 
@@ -60,9 +67,10 @@ func TestConfinement(t *testing.T) {
 		},
 		{
 			daemon: bottle.DaemonPipelock,
-			may:    []string{"read run/bundle/pipelock.yaml", "dial " + other, "dial " + egress, "udp 127.0.0.1:53"},
+			may:    []string{"read run/bundle/pipelock.yaml", "dial " + other, "dial " + egress, "udp 127.0.0.1:53", "resolve localhost"},
 			mayNot: []string{
 				"read ca/ca.pem", "read ca/ca-key.pem", "read decisions/d.json", "list queue", "bind-unix run/bundle/egress-keys.sock", "bind-unix run/agent/mcp.sock", "bind " + free,
+				uds, "dial-unix run/listening.sock",
 			},
 		},
 		{
@@ -171,7 +179,7 @@ func (b *bed) absolute(probes []string) []string {
 	for i, p := range probes {
 		op, arg, _ := strings.Cut(p, " ")
 		switch op {
-		case "read", "list", "append", "replace", "bind-unix":
+		case "read", "list", "append", "replace", "bind-unix", "dial-unix":
 			if !strings.HasPrefix(arg, "/") {
 				probes[i] = op + " " + b.dir.Path(arg)
 			}

@@ -11,6 +11,11 @@ import (
 // uses by default), SCTP, SMC, UDP before ABI 10, and a connect hidden in
 // sendto(MSG_FASTOPEN) pass by them. The filter closes these, so that "connects to pipelock
 // only" is true. io_uring, whose operations no filter sees, goes too.
+//
+// Landlock before ABI 9 says nothing about unix sockets with a path, so a daemon that needs
+// none gets none: whoever can connect to them reaches egress' key socket, and those of the operator's
+// own, an ssh agent's or a container engine's. Netlink is nobody's: it lists the
+// machine's interfaces and neighbours, and its parsers in the kernel are many.
 
 // Offsets into struct seccomp_data (seccomp(2)); arguments are 64 bits, of which the low half
 // comes first on the architectures below.
@@ -46,8 +51,14 @@ func when(k uint32, body ...unix.SockFilter) []unix.SockFilter {
 	return append([]unix.SockFilter{{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(body)), K: k}}, body...) //nolint:gosec // G115: a few instructions
 }
 
+// sockets are what a daemon may open besides TCP.
+type sockets struct {
+	udp  bool
+	unix bool // both ends of a path, so only who serves on one
+}
+
 // socketFilter allows every call but the sockets and sends that evade the port rules.
-func socketFilter(arch uint32, udp bool) []unix.SockFilter {
+func socketFilter(arch uint32, may sockets) []unix.SockFilter {
 	allow := ret(unix.SECCOMP_RET_ALLOW)
 	var p []unix.SockFilter
 	add := func(parts ...[]unix.SockFilter) {
@@ -70,17 +81,20 @@ func socketFilter(arch uint32, udp bool) []unix.SockFilter {
 			sock = append(sock, part...)
 		}
 	}
-	push(one(load(arg(0))), when(unix.AF_UNIX, allow), when(unix.AF_NETLINK, allow))
+	push(one(load(arg(0))))
+	if may.unix {
+		push(when(unix.AF_UNIX, allow))
+	}
 	push(unless(unix.AF_INET, unless(unix.AF_INET6, deny(uint32(unix.EAFNOSUPPORT)))...))
 	push(one(load(arg(2))))
 	protocols := deny(uint32(unix.EPROTONOSUPPORT))
-	if udp {
+	if may.udp {
 		push(unless(0, unless(protoTCP, unless(protoUDP, protocols)...)...))
 	} else {
 		push(unless(0, unless(protoTCP, protocols)...))
 	}
 	push(one(load(arg(1)), stmt(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf)), when(unix.SOCK_STREAM, allow))
-	if udp {
+	if may.udp {
 		push(when(unix.SOCK_DGRAM, allow))
 	}
 	push(one(deny(uint32(unix.EPROTONOSUPPORT))))
@@ -94,11 +108,11 @@ func socketFilter(arch uint32, udp bool) []unix.SockFilter {
 	return append(p, allow)
 }
 
-func filterSockets(udp bool) error {
+func filterSockets(may sockets) error {
 	archs := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 	arch, ok := archs[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("not written for %s", runtime.GOARCH)
 	}
-	return setFilter(socketFilter(arch, udp))
+	return setFilter(socketFilter(arch, may))
 }

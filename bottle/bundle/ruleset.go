@@ -27,7 +27,7 @@ const (
 type ruleset struct {
 	rules      []landlock.Rule
 	connectAny bool // pipelock alone: its job is to dial
-	udp        bool // pipelock alone: it resolves
+	sockets    sockets
 }
 
 // rulesFor are the rights of one daemon. What is absent is denied: records, journal,
@@ -59,13 +59,15 @@ func rulesFor(daemon string, dir *bottle.Dir, c *bottle.BundleConfig) (*ruleset,
 			landlock.PathAccess(writeTree, dir.Path("status")),
 			landlock.BindTCP(egress), landlock.ConnectTCP(pipelock),
 		)
+		r.sockets.unix = true // the keys' socket
 	case bottle.DaemonPipelock:
 		add(
 			landlock.PathAccess(readTree, dir.Path("run", "bundle")),
 			landlock.PathAccess(writeTree, dir.Path("status")),
 			landlock.BindTCP(pipelock),
 		)
-		r.connectAny, r.udp = true, true
+		r.connectAny = true
+		r.sockets.udp = true // it resolves, by DNS alone: a resolver behind a unix socket (nscd) is passed by
 	case bottle.DaemonSupervise:
 		add(
 			landlock.PathAccess(readFile, dir.Live(ConfigFile)),
@@ -75,6 +77,7 @@ func rulesFor(daemon string, dir *bottle.Dir, c *bottle.BundleConfig) (*ruleset,
 			landlock.PathAccess(writeTree, dir.Path("status")),
 			landlock.ConnectTCP(egress),
 		)
+		r.sockets.unix = true // the agent's MCP socket
 	default:
 		return nil, fmt.Errorf("no daemon %q: %w", daemon, bottle.ErrInvalid)
 	}
