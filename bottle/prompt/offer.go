@@ -56,7 +56,11 @@ func (o Offer) Only(hosts []string) (Offer, error) {
 	return o, nil
 }
 
-const offerHelp = `# What will be granted. Change it, save, and close the editor; you see the result, and
+// The help is split in two because editors obey instructions that they find in the first
+// and last five lines of a file (vim's modelines), and what stands between was written by
+// the agent.
+const (
+	offerHead = `# What will be granted. Change it, save, and close the editor; you see the result, and
 # are asked, before anything happens. An empty file leaves everything as it was.
 #
 # An entry:  - host: api.example.com          or *.example.com (one label)
@@ -64,19 +68,26 @@ const offerHelp = `# What will be granted. Change it, save, and close the editor
 #              matches:                       left out: the whole host
 #                - path: {type: PathPrefix, value: /v1/}     Exact, PathPrefix, RegularExpression
 #                  method: GET
+`
+	offerTail = `#
 # duration: once, session, permanent, or a time span such as 90s, 10m, 2h
 # note: goes to the agent
+# credential: by name; the agent never sees it
+#
+# That is all.
 `
+)
 
 // Encode returns the offer as the text that an operator edits.
 func (o Offer) Encode() ([]byte, error) {
 	var b bytes.Buffer
-	b.WriteString(offerHelp)
+	b.WriteString(offerHead)
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
 	if err := enc.Encode(o); err != nil {
 		return nil, fmt.Errorf("encode the offer: %w", err)
 	}
+	b.WriteString(offerTail)
 	return b.Bytes(), nil
 }
 
@@ -105,9 +116,10 @@ func DecodeOffer(b []byte) (o Offer, ok bool, err error) {
 	return o, true, nil
 }
 
-// EditFile opens text in the operator's editor and returns what was saved. The editor is a
-// command line for the shell, as git takes $EDITOR ("code --wait"); it gets the terminal.
-func EditFile(ctx context.Context, editor, name string, text []byte, tty *os.File) ([]byte, error) {
+// editFile opens text in the operator's editor and returns what was saved. The editor is a
+// command line for the shell, as git takes $EDITOR ("code --wait"); it gets the terminal, if
+// there is one, else the process's own streams.
+func editFile(ctx context.Context, editor, name string, text []byte, terminal bool) ([]byte, error) {
 	if strings.TrimSpace(editor) == "" {
 		return nil, fmt.Errorf("no editor: set EDITOR, BOTTLE_EDITOR or editor in the config: %w", bottle.ErrInvalid)
 	}
@@ -122,7 +134,12 @@ func EditFile(ctx context.Context, editor, name string, text []byte, tty *os.Fil
 	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", editor+` "$@"`, editor, path) //nolint:gosec // G204: the operator's own editor
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if tty != nil {
+	if terminal { // opened anew: the console's own must not become the editor's to change
+		tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+		if err != nil {
+			return nil, fmt.Errorf("edit: %w", err)
+		}
+		defer tty.Close()
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
 	}
 	if err := cmd.Run(); err != nil {

@@ -11,8 +11,12 @@ import (
 	"bottle/bottle"
 )
 
-// maxReasonLines is what is shown of a reason unless all of it is asked for.
-const maxReasonLines = 12
+// maxReasonRows is what is shown of a reason unless all of it is asked for, in rows of the
+// terminal.
+const maxReasonRows = 12
+
+// maxGlance is how many lines of a change an operator can be expected to have seen.
+const maxGlance = 30
 
 // A View is one request with all that an operator needs to judge it.
 type View struct {
@@ -23,12 +27,24 @@ type View struct {
 	Now      time.Time
 	Full     bool // every line of the reason
 	Color    bool
+	Width    int // columns to fold at; 0 leaves lines whole, for a pipe
+}
+
+// Lines is how many lines the change has, in all files.
+func (v View) Lines() int {
+	n := 0
+	if v.Proposal != nil {
+		for _, d := range v.Proposal.Diffs {
+			n += len(d.Add) + len(d.Remove)
+		}
+	}
+	return n
 }
 
 // Render writes the view: what would change first, then the risks, and the agent's words
 // last, each line of them marked as such, so that no reason can pass for the prompt.
 func (v View) Render(w io.Writer) error {
-	p := &printer{w: w, color: v.Color}
+	p := &printer{w: w, color: v.Color, width: v.Width}
 	r := v.Record
 	status := r.State.Status()
 	p.line("%s  %s  %s  %s", p.bold(r.Short), Text(v.Bottle), p.status(status), v.when())
@@ -42,23 +58,18 @@ func (v View) Render(w io.Writer) error {
 	}
 	if v.Problem != "" {
 		p.section("can't be approved as it stands")
-		p.line("  %s", Text(v.Problem))
+		p.text("  ", "  ", v.Problem, nil)
 	}
 	if r.Error != "" {
 		p.section("it failed")
-		p.line("  %s", Text(r.Error))
+		p.text("  ", "  ", r.Error, nil)
 	}
 	p.section("the agent's reason (its words, not checked)")
-	limit := maxReasonLines
-	if v.Full {
-		limit = bottle.MaxReason
-	}
-	for _, l := range Lines(r.Request.Ask.Reason, limit) {
-		p.line("  | %s", l)
-	}
+	v.renderReason(p)
 	if v.Proposal != nil {
 		p.line("")
 		p.line("digest %s", v.Proposal.Digest())
+		v.renderTotals(p)
 	}
 	return p.err
 }
@@ -66,11 +77,52 @@ func (v View) Render(w io.Writer) error {
 // RenderChange writes the part about the proposal alone, for a change that nobody asked for
 // over MCP: an edit.
 func (v View) RenderChange(w io.Writer) error {
-	p := &printer{w: w, color: v.Color}
+	p := &printer{w: w, color: v.Color, width: v.Width}
 	v.renderProposal(p)
 	p.line("")
 	p.line("digest %s", v.Proposal.Digest())
 	return p.err
+}
+
+// renderReason marks every row as the agent's, and shows no more rows than fit a glance.
+func (v View) renderReason(p *printer) {
+	var rows []string
+	for _, l := range Lines(v.Record.Request.Ask.Reason, bottle.MaxReason) {
+		rows = append(rows, fold(l, v.Width-len("  | "))...)
+	}
+	for i, row := range rows {
+		if i == maxReasonRows && !v.Full {
+			p.line("  ... and %d more lines (bottle show %s --full)", len(rows)-i, v.Record.Short)
+			return
+		}
+		p.line("  | %s", row)
+	}
+}
+
+// renderTotals says below a long change, next to the question, what scrolled away.
+func (v View) renderTotals(p *printer) {
+	n := v.Lines()
+	if n <= maxGlance {
+		return
+	}
+	hosts := map[bottle.Host]bool{}
+	var whole []string
+	for _, e := range v.Proposal.Add {
+		hosts[e.Host] = true
+		if len(e.Matches) == 0 {
+			whole = append(whole, string(e.Host))
+		}
+	}
+	high := 0
+	for _, r := range v.Proposal.Risks {
+		if r.Level == "high" {
+			high++
+		}
+	}
+	p.line("%s", p.bold(fmt.Sprintf("in all: %d lines, %d hosts added, %d entries removed, %d high risks", n, len(hosts), len(v.Proposal.Remove), high)))
+	if len(whole) > 0 {
+		p.text("  whole hosts: ", "    ", strings.Join(whole, ", "), nil)
+	}
 }
 
 func (v View) renderProposal(p *printer) {
@@ -85,12 +137,7 @@ func (v View) renderProposal(p *printer) {
 		}
 		empty = false
 		p.line("  %s", Text(d.File))
-		for _, l := range d.Remove {
-			p.line("    %s", p.red("- "+Text(l)))
-		}
-		for _, l := range d.Add {
-			p.line("    %s", p.green("+ "+Text(l)))
-		}
+		p.diff(d.Remove, d.Add)
 	}
 	if empty {
 		p.line("  nothing: all of it is allowed (or absent) already")
@@ -104,7 +151,7 @@ func (v View) renderProposal(p *printer) {
 	if len(v.Proposal.Risks) > 0 {
 		p.section("risks")
 		for _, r := range v.Proposal.Risks {
-			p.line("  %s %s", p.level(r.Level), Text(r.Text))
+			p.risk(r)
 		}
 	}
 }
@@ -124,26 +171,25 @@ func (v View) renderDecision(p *printer) {
 		p.line("  edited: %s", Text(strings.Join(d.Edited, ", ")))
 	}
 	if d.Note != "" {
-		for _, l := range Lines(d.Note, maxReasonLines) {
+		for _, l := range Lines(d.Note, maxReasonRows) {
 			p.line("  note: %s", l)
 		}
 	}
 }
 
 func renderEntries(p *printer, a bottle.Ask) {
-	for _, e := range a.Remove {
-		for _, l := range e.Lines() {
-			p.line("    %s", p.red("- "+Text(l)))
-		}
-	}
-	for _, e := range a.Add {
-		for _, l := range e.Lines() {
-			p.line("    %s", p.green("+ "+Text(l)))
-		}
-	}
+	p.diff(linesOf(a.Remove), linesOf(a.Add))
 	if a.Credential != "" {
 		p.line("    with the credential %s", Text(a.Credential))
 	}
+}
+
+func linesOf(entries []bottle.Entry) []string {
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Lines()...)
+	}
+	return out
 }
 
 func (v View) when() string {
@@ -185,7 +231,50 @@ func Span(d time.Duration) string {
 type printer struct {
 	w     io.Writer
 	color bool
+	width int
 	err   error
+}
+
+// text prints untrusted text in rows, the first after one prefix and the others after
+// another, in a color if paint is given.
+func (p *printer) text(first, rest, s string, paint func(string) string) {
+	n := 0
+	if p.width > 0 {
+		n = max(p.width-max(len(first), len(rest)), 1)
+	}
+	for i, row := range fold(Text(s), n) {
+		if paint != nil {
+			row = paint(row)
+		}
+		if i == 0 {
+			p.line("%s%s", first, row)
+		} else {
+			p.line("%s%s", rest, row)
+		}
+	}
+}
+
+// diff prints what goes and what comes. What reads as a rest of a line is marked so, for a
+// value can be made to look like a line of its own.
+func (p *printer) diff(remove, add []string) {
+	const rest = "      ... "
+	for _, l := range remove {
+		p.text("    ", rest, "- "+l, p.red)
+	}
+	for _, l := range add {
+		p.text("    ", rest, "+ "+l, p.green)
+	}
+}
+
+func (p *printer) risk(r bottle.Risk) {
+	rows := fold(Text(r.Text), max(0, p.width-len("  medium ")))
+	for i, row := range rows {
+		if i == 0 {
+			p.line("  %s %s", p.level(r.Level), row)
+		} else {
+			p.line("         %s", row)
+		}
+	}
 }
 
 func (p *printer) line(format string, args ...any) {

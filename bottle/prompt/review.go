@@ -1,13 +1,9 @@
 package prompt
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"strings"
 	"time"
 
 	"bottle/bottle"
@@ -22,15 +18,6 @@ type Desk interface {
 	Approve(ctx context.Context, o Offer, digest bottle.Hash) (string, error)
 	// Deny refuses the request; the reason goes to the agent.
 	Deny(ctx context.Context, reason string) error
-}
-
-// A Console is where the review happens: a terminal, or a test.
-type Console struct {
-	In     io.Reader
-	Out    io.Writer
-	Color  bool
-	Editor string   // command line
-	TTY    *os.File // for the editor; nil: the process's own streams
 }
 
 // Verdict is how the review of one request ended.
@@ -50,23 +37,23 @@ const reviewHelp = `  a  approve what is shown      e  edit it first ($EDITOR)
 
 // Review shows one request and asks until it is decided, skipped, or the input ends. There
 // is no default answer: an empty line asks again.
-func (c *Console) Review(ctx context.Context, lines *bufio.Reader, d Desk, o Offer) (Verdict, error) {
+func (c *Console) Review(ctx context.Context, d Desk, o Offer) (Verdict, error) {
 	full := false
 	show := func() (View, error) {
 		v, err := d.View(ctx, o)
 		if err != nil {
 			return View{}, err
 		}
-		v.Full, v.Color = full, c.Color
-		fmt.Fprintln(c.Out)
-		return v, v.Render(c.Out)
+		v.Full, v.Color, v.Width = full, c.color, c.Width()
+		fmt.Fprintln(c.out)
+		return v, v.Render(c.out)
 	}
 	v, err := show()
 	if err != nil {
 		return Skipped, err
 	}
 	for {
-		answer, err := c.ask(lines, "a)pprove e)dit d)eny t)ime n)ote f)ull s)kip q)uit ?")
+		answer, err := c.decide("a)pprove e)dit d)eny t)ime n)ote f)ull s)kip q)uit ?")
 		if err != nil {
 			return Quit, err
 		}
@@ -74,57 +61,66 @@ func (c *Console) Review(ctx context.Context, lines *bufio.Reader, d Desk, o Off
 		switch answer {
 		case "a", "approve":
 			if v.Problem != "" {
-				c.say("it can't be approved as it stands: %s", Text(v.Problem))
+				c.Say("it can't be approved as it stands: %s", v.Problem)
 				continue
 			}
-			c.say("applying ...")
+			if n := v.Lines(); n > maxGlance {
+				if yes, err := c.ConfirmView(v, "approve all of this?"); err != nil || !yes {
+					if err != nil {
+						return Quit, err
+					}
+					c.Say("not approved")
+					continue
+				}
+			}
+			c.Say("applying ...")
 			msg, err := d.Approve(ctx, o, v.Proposal.Digest())
 			if errors.Is(err, bottle.ErrChanged) {
-				c.say("it changed since you looked; here it is again")
+				c.Say("it changed since you looked; here it is again")
 				again = true
 				break
 			}
 			if err != nil {
 				return Decided, err
 			}
-			c.say("%s", msg)
+			c.Say("%s", msg)
 			return Decided, nil
 		case "e", "edit":
-			edited, ok, err := c.edit(ctx, lines, o)
+			edited, ok, err := c.edit(ctx, o)
 			if err != nil {
-				c.say("%s", Text(err.Error()))
+				c.Say("%s", err)
 				continue
 			}
 			if ok {
 				o, again = edited, true
 			}
 		case "d", "deny":
-			reason, err := c.ask(lines, "reason (the agent reads it)")
+			reason, err := c.ask("reason (the agent reads it)")
 			if err != nil {
 				return Quit, err
 			}
 			if reason == "" {
-				c.say("not denied: give a reason, so that the agent can go on without it")
+				c.Say("not denied: give a reason, so that the agent can go on without it")
 				continue
 			}
 			if err := d.Deny(ctx, reason); err != nil {
 				return Decided, err
 			}
-			c.say("denied")
+			c.Say("denied")
 			return Decided, nil
 		case "t", "time":
-			s, err := c.ask(lines, "how long (once, session, permanent, 90s, 10m, 2h)")
+			s, err := c.ask("how long (once, session, permanent, 90s, 10m, 2h)")
 			if err != nil {
 				return Quit, err
 			}
 			dur, err := bottle.ParseDuration(s)
 			if err != nil {
-				c.say("%s", Text(err.Error()))
+				c.Say("%s", err)
 				continue
 			}
 			o.Duration, again = dur, true
 		case "n", "note":
-			if o.Note, err = c.ask(lines, "note"); err != nil {
+			if o.Note, err = c.ask("note"); err != nil {
 				return Quit, err
 			}
 		case "f", "full":
@@ -134,10 +130,10 @@ func (c *Console) Review(ctx context.Context, lines *bufio.Reader, d Desk, o Off
 		case "q", "quit":
 			return Quit, nil
 		case "?", "h", "help":
-			c.say("%s", reviewHelp)
+			fmt.Fprintln(c.out, reviewHelp)
 		case "":
 		default:
-			c.say("%q is none of the answers; type ? for what they mean", Text(answer))
+			c.Say("%q is none of the answers; type ? for what they mean", answer)
 		}
 		if again {
 			if v, err = show(); err != nil {
@@ -147,53 +143,37 @@ func (c *Console) Review(ctx context.Context, lines *bufio.Reader, d Desk, o Off
 	}
 }
 
-func (c *Console) edit(ctx context.Context, lines *bufio.Reader, o Offer) (Offer, bool, error) {
+// Edit has the operator edit an offer. An empty text leaves it as it was.
+func (c *Console) Edit(ctx context.Context, o Offer) (Offer, error) {
+	edited, ok, err := c.edit(ctx, o)
+	if err != nil || !ok {
+		return o, err
+	}
+	return edited, nil
+}
+
+// EditText opens a text in the operator's editor and returns what was saved.
+func (c *Console) EditText(ctx context.Context, name string, text []byte) ([]byte, error) {
+	return editFile(ctx, c.editor, name, text, c.tty != nil)
+}
+
+func (c *Console) edit(ctx context.Context, o Offer) (Offer, bool, error) {
 	text, err := o.Encode()
 	if err != nil {
 		return Offer{}, false, err
 	}
 	for {
-		if text, err = EditFile(ctx, c.Editor, "offer.yaml", text, c.TTY); err != nil {
+		if text, err = editFile(ctx, c.editor, "offer.yaml", text, c.tty != nil); err != nil {
 			return Offer{}, false, err
 		}
 		edited, ok, err := DecodeOffer(text)
 		if err == nil {
 			return edited, ok, nil
 		}
-		c.say("%s", Text(err.Error()))
-		again, askErr := c.ask(lines, "edit again? y/n")
+		c.Say("%s", err)
+		again, askErr := c.ask("edit again? y/n")
 		if askErr != nil || again != "y" && again != "yes" {
 			return Offer{}, false, errors.Join(fmt.Errorf("the edit was dropped"), askErr)
-		}
-	}
-}
-
-// ask prints a question and reads one line, trimmed.
-func (c *Console) ask(lines *bufio.Reader, question string) (string, error) {
-	fmt.Fprintf(c.Out, "%s > ", question)
-	s, err := lines.ReadString('\n')
-	if err != nil && (s == "" || !errors.Is(err, io.EOF)) {
-		fmt.Fprintln(c.Out)
-		return "", err
-	}
-	return strings.TrimSpace(s), nil
-}
-
-func (c *Console) say(format string, args ...any) { fmt.Fprintf(c.Out, format+"\n", args...) }
-
-// Confirm asks a question that only y or yes answers with true; anything else is no, and
-// the end of the input an error.
-func (c *Console) Confirm(lines *bufio.Reader, question string) (bool, error) {
-	for {
-		a, err := c.ask(lines, question+" y/n")
-		if err != nil {
-			return false, err
-		}
-		switch strings.ToLower(a) {
-		case "y", "yes":
-			return true, nil
-		case "n", "no":
-			return false, nil
 		}
 	}
 }

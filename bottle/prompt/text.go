@@ -21,7 +21,8 @@ const maxMarks = 3
 // Text returns s in one line, safe to print: control characters, escapes, bidirectional
 // and invisible characters, line breaks, bytes that are not UTF-8, and letters of another
 // script inside a Latin word come out as <U+XXXX> (<0xXX> for a byte). Plain text in any
-// one script stays as it is.
+// one script stays as it is, but for runs of spaces, which can push text to where it looks
+// like ours: three or more come out as <space x N>.
 func Text(s string) string { return escape(s, 0) }
 
 // Lines is [Text] for text that may have several lines; each comes out on its own, and no
@@ -46,6 +47,12 @@ func escape(s string, limit int) string {
 	foreign := foreignLetters(s)
 	marks, shown := 0, 0
 	for i := 0; i < len(s); {
+		if n := spaces(s[i:]); n >= maxSpaces && (limit == 0 || shown < limit) {
+			fmt.Fprintf(&b, "<space x %d>", n)
+			marks, shown = 0, shown+1
+			i += n
+			continue
+		}
 		if limit > 0 && shown == limit {
 			b.WriteString("...")
 			break
@@ -73,6 +80,11 @@ func escape(s string, limit int) string {
 	}
 	return b.String()
 }
+
+// maxSpaces is where a run of spaces is no separator any more.
+const maxSpaces = 3
+
+func spaces(s string) int { return len(s) - len(strings.TrimLeft(s, " ")) }
 
 // hidden reports whether r does something to a terminal or is not to be seen there.
 func hidden(r rune) bool {

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/term"
+
 	"bottle/apply"
 	"bottle/bottle"
 	"bottle/bottle/audit"
@@ -295,7 +297,7 @@ func keysOf[K cmp.Ordered, V any](m map[K]V) func(yield func(K) bool) {
 	}
 }
 
-// tty opens the terminal for a prompt. Without one the error says what to do instead.
+// openTTY opens the terminal for a prompt. Without one the error says what to do instead.
 func openTTY(instead string) (*os.File, error) {
 	f, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
@@ -310,4 +312,14 @@ func wantColor(w io.Writer) bool {
 		return false
 	}
 	return isTerminal(f)
+}
+
+// widthOf is the width of the terminal that w is, or 0.
+func widthOf(w io.Writer) int {
+	if f, ok := w.(*os.File); ok {
+		if n, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return n
+		}
+	}
+	return 0
 }

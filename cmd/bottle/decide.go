@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -85,7 +85,7 @@ counter-offer instead of what was asked.`,
 			if a.json {
 				return prompt.JSON(a.out, shown(v))
 			}
-			v.Full, v.Color = full, wantColor(a.out)
+			v.Full, v.Color, v.Width = full, wantColor(a.out), widthOf(a.out)
 			return v.Render(a.out)
 		},
 	}
@@ -142,7 +142,7 @@ that show printed for the same options: what is approved is what was shown, or n
 				if err != nil {
 					return err
 				}
-				fmt.Fprintln(a.out, msg)
+				prompt.Print(a.out, msg)
 				return nil
 			}
 			return a.approveAsking(ctx, c, rec, o, edit)
@@ -159,69 +159,61 @@ func (a *app) approveAsking(ctx context.Context, c *cell, rec *bottle.Record, o 
 	if s := rec.State.Status(); s != bottle.Pending {
 		return fmt.Errorf("request %s is %s already: %w", rec.Short, s, bottle.ErrState)
 	}
-	tty, err := openTTY("give --digest with the digest that bottle show prints")
+	con, done, err := a.console(ctx, "give --digest with the digest that bottle show prints")
 	if err != nil {
 		return err
 	}
-	defer tty.Close()
-	con := a.console(tty)
-	lines := bufio.NewReader(tty)
+	defer done()
 	if edit {
-		if o, err = a.editOffer(ctx, tty, o); err != nil {
+		if o, err = con.Edit(ctx, o); err != nil {
 			return err
 		}
 	}
 	for {
 		v, _ := c.view(ctx, rec, o)
-		v.Color = con.Color
-		if err := v.Render(tty); err != nil {
+		v.Color, v.Width = con.Color(), con.Width()
+		if err := v.Render(con.Out()); err != nil {
 			return err
 		}
 		if v.Proposal == nil {
 			return fmt.Errorf("request %s can't be approved: %s", rec.Short, v.Problem)
 		}
-		yes, err := con.Confirm(lines, "approve this?")
+		yes, err := con.ConfirmView(v, "approve this?")
 		if err != nil || !yes {
 			return errors.Join(errors.New("not approved; the request is still pending"), ignoreEOF(err))
 		}
 		msg, err := c.approve(ctx, rec, o, v.Proposal.Digest())
 		if errors.Is(err, bottle.ErrChanged) {
-			fmt.Fprintln(tty, "it changed since you looked; here it is again")
+			con.Say("it changed since you looked; here it is again")
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(a.out, msg)
+		prompt.Print(a.out, msg)
 		return nil
 	}
 }
 
 func ignoreEOF(err error) error {
-	if err != nil && strings.HasSuffix(err.Error(), "EOF") {
+	if errors.Is(err, io.EOF) {
 		return nil
 	}
 	return err
 }
 
-func (a *app) editOffer(ctx context.Context, tty *os.File, o prompt.Offer) (prompt.Offer, error) {
-	text, err := o.Encode()
+// console opens the terminal for questions, until done. Without one the error says what to
+// do instead.
+func (a *app) console(ctx context.Context, instead string) (con *prompt.Console, done func(), err error) {
+	tty, err := openTTY(instead)
 	if err != nil {
-		return o, err
+		return nil, nil, err
 	}
-	text, err = prompt.EditFile(ctx, a.set.Editor, "offer.yaml", text, tty)
-	if err != nil {
-		return o, err
-	}
-	edited, ok, err := prompt.DecodeOffer(text)
-	if err != nil || !ok {
-		return o, err
-	}
-	return edited, nil
-}
-
-func (a *app) console(tty *os.File) *prompt.Console {
-	return &prompt.Console{Out: tty, Color: os.Getenv("NO_COLOR") == "", Editor: a.set.Editor, TTY: tty}
+	con, stop := prompt.NewConsole(ctx, tty, a.set.Editor, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb")
+	return con, func() {
+		stop()
+		_ = tty.Close()
+	}, nil
 }
 
 func (a *app) denyCmd() *cobra.Command {
@@ -264,11 +256,11 @@ that nothing else allows are cut within a second; others are not touched.`,
 				return err
 			}
 			defer c.Close()
-			out, err := c.revoke(cmd.Context(), rec)
+			msg, err := c.revoke(cmd.Context(), rec)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(a.out, out)
+			prompt.Print(a.out, msg)
 			return nil
 		},
 	}
@@ -317,54 +309,52 @@ func (a *app) reviewCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use: "review [ID]", Short: "go through the waiting requests, one by one", Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			tty, err := openTTY("use requests, show, and approve --digest")
+			con, done, err := a.console(cmd.Context(), "use requests, show, and approve --digest")
 			if err != nil {
 				return err
 			}
-			defer tty.Close()
-			return a.review(cmd.Context(), tty, args)
+			defer done()
+			return ignoreEOF(a.review(cmd.Context(), con, args))
 		},
 	}
 	return a.forBottle(c)
 }
 
-func (a *app) review(ctx context.Context, tty *os.File, args []string) error {
-	con := a.console(tty)
-	lines := bufio.NewReader(tty)
+func (a *app) review(ctx context.Context, con *prompt.Console, args []string) error {
 	if len(args) == 1 {
 		c, rec, err := a.find(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_, err = con.Review(ctx, lines, &deskFor{c, rec}, c.offer(rec))
-		return ignoreEOF(err)
+		_, err = con.Review(ctx, &deskFor{c, rec}, c.offer(rec))
+		return err
 	}
 	recs, problems, err := a.gather(ctx, false)
 	if err != nil {
 		return err
 	}
 	for _, p := range problems {
-		fmt.Fprintln(tty, "passed over: "+prompt.Text(p))
+		con.Say("passed over: %s", p)
 	}
 	if len(recs) == 0 {
-		fmt.Fprintln(tty, "no requests are waiting")
+		con.Say("no requests are waiting")
 		return nil
 	}
 	for i, r := range recs {
-		fmt.Fprintf(tty, "\nrequest %d of %d\n", i+1, len(recs))
-		verdict, err := a.reviewOne(ctx, con, lines, r.Bottle, r.ID)
+		con.Say("\nrequest %d of %d", i+1, len(recs))
+		verdict, err := a.reviewOne(ctx, con, r.Bottle, r.ID)
 		if verdict == prompt.Quit {
-			return ignoreEOF(err)
+			return err
 		}
 		if err != nil { // one that failed must not keep the others waiting
-			fmt.Fprintln(tty, "bottle: "+prompt.Text(err.Error()))
+			con.Say("bottle: %v", err)
 		}
 	}
 	return nil
 }
 
-func (a *app) reviewOne(ctx context.Context, con *prompt.Console, lines *bufio.Reader, name, id string) (prompt.Verdict, error) {
+func (a *app) reviewOne(ctx context.Context, con *prompt.Console, name, id string) (prompt.Verdict, error) {
 	c, err := a.open(name, quiet())
 	if err != nil {
 		return prompt.Skipped, err
@@ -374,5 +364,5 @@ func (a *app) reviewOne(ctx context.Context, con *prompt.Console, lines *bufio.R
 	if err != nil {
 		return prompt.Skipped, err
 	}
-	return con.Review(ctx, lines, &deskFor{c, rec}, c.offer(rec))
+	return con.Review(ctx, &deskFor{c, rec}, c.offer(rec))
 }

@@ -202,7 +202,7 @@ func (d *decisionBench) open(b *testing.B, root string) {
 	must(err)
 	roots.AppendCertsFromPEM(pemText)
 	d.client = &http.Client{Transport: &http.Transport{
-		Proxy:           http.ProxyURL(&url.URL{Scheme: "http", Host: cfg.Egress}),
+		Proxy:           http.ProxyURL(&url.URL{Scheme: "http", User: bottle.ProxyUserinfo(cfg.ProxySecret), Host: cfg.Egress}),
 		TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 	}}
 	b.Cleanup(d.client.CloseIdleConnections)

@@ -47,8 +47,7 @@ const demoTimeout = 2 * time.Minute
 // A demo is one run of it.
 type demo struct {
 	a        *app
-	tty      *os.File // nil: it decides by itself
-	lines    *bufio.Reader
+	con      *prompt.Console // nil: it decides by itself
 	upstream *demoUpstream
 	dir      *bottle.Dir
 	began    time.Time
@@ -61,12 +60,13 @@ type demo struct {
 func (a *app) demo(ctx context.Context, yes bool) (err error) {
 	d := &demo{a: a, began: time.Now()}
 	if !yes {
-		if d.tty, err = openTTY(""); err == nil {
-			defer d.tty.Close()
-			d.lines = bufio.NewReader(d.tty)
+		con, done, err := a.console(ctx, "")
+		if err == nil {
+			defer done()
+			d.con = con
 		}
 	}
-	if d.tty == nil {
+	if d.con == nil {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, demoTimeout)
 		defer cancel()
@@ -237,22 +237,21 @@ func (d *demo) decide(ctx context.Context) error {
 	if counter {
 		o = d.counterOffer(o)
 	}
-	if d.tty != nil {
+	if d.con != nil {
 		if counter {
 			d.print("demo", "the agent asked for the whole host; a counter-offer is filled in below: GET below /public, for a minute")
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		con := d.a.console(d.tty)
 		for verdict := prompt.Skipped; verdict == prompt.Skipped; {
-			if verdict, err = con.Review(ctx, d.lines, &deskFor{c, rec}, o); err != nil {
+			if verdict, err = d.con.Review(ctx, &deskFor{c, rec}, o); err != nil {
 				return err
 			}
 			if verdict == prompt.Quit {
 				return errors.New("stopped by the operator")
 			}
 			if verdict == prompt.Skipped {
-				fmt.Fprintln(d.tty, "the agent waits for you; approve, edit or deny it, or quit")
+				d.con.Say("the agent waits for you; approve, edit or deny it, or quit")
 			}
 		}
 		return nil
@@ -303,10 +302,9 @@ func (d *demo) revoke(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	defer c.Close()
-	if d.tty != nil {
+	if d.con != nil {
 		d.mu.Lock()
-		fmt.Fprintf(d.tty, "press return to revoke %s while the agent's stream runs > ", recs[i].Short)
-		_, err := d.lines.ReadString('\n')
+		err := d.con.Wait(fmt.Sprintf("press return to revoke %s while the agent's stream runs", recs[i].Short))
 		d.mu.Unlock()
 		if err != nil {
 			return time.Time{}, err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -118,7 +117,7 @@ func (c *cell) prepare(ctx context.Context, a *app, path string, accept bool) er
 		if err := c.endSession(ctx); err != nil {
 			return err
 		}
-		if err := c.acceptManifest(a, accept); err != nil {
+		if err := c.acceptManifest(ctx, a, accept); err != nil {
 			return err
 		}
 	}
@@ -171,7 +170,7 @@ func (c *cell) endSession(ctx context.Context) error {
 
 // acceptManifest shows how the manifest differs from the one accepted at the last start,
 // and asks: it may lie where an agent can write.
-func (c *cell) acceptManifest(a *app, accept bool) error {
+func (c *cell) acceptManifest(ctx context.Context, a *app, accept bool) error {
 	old, err := loadAccepted(c.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -184,7 +183,7 @@ func (c *cell) acceptManifest(a *app, accept bool) error {
 	if diff.Empty() {
 		return nil
 	}
-	v := prompt.View{Proposal: &bottle.Proposal{Diffs: []bottle.FileDiff{diff}}, Color: wantColor(a.err)}
+	v := prompt.View{Proposal: &bottle.Proposal{Diffs: []bottle.FileDiff{diff}}, Color: wantColor(a.err), Width: widthOf(a.err)}
 	fmt.Fprintln(a.err, "the manifest differs from the one that was accepted at the last start:")
 	if err := v.RenderChange(a.err); err != nil {
 		return err
@@ -192,12 +191,12 @@ func (c *cell) acceptManifest(a *app, accept bool) error {
 	if accept {
 		return nil
 	}
-	tty, err := openTTY("give --accept if this is what you want")
+	con, done, err := a.console(ctx, "give --accept if this is what you want")
 	if err != nil {
 		return fmt.Errorf("the manifest changed: %w", err)
 	}
-	defer tty.Close()
-	yes, err := a.console(tty).Confirm(bufio.NewReader(tty), "start with it?")
+	defer done()
+	yes, err := con.ConfirmView(v, "start with it?")
 	if err != nil || !yes {
 		return errors.Join(errors.New("not started; the accepted manifest stands"), ignoreEOF(err))
 	}

@@ -29,6 +29,10 @@ const (
 )
 
 func main() {
+	// First of all: the environment of start and of the keeper holds tokens, and until this is
+	// done, every process of the same uid can read it in /proc, the agent's included on the
+	// local backend. It goes for all commands, which the operator runs with the same environment.
+	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it can't fail
 	// A descriptor that the caller left open is not for the keeper and the daemons, which
 	// would hold it for as long as the bottle runs.
 	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // an old kernel can't

@@ -2,15 +2,15 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"gopkg.in/yaml.v3"
-
 	"bottle/bottle"
+	"bottle/bottle/prompt"
 )
 
 // Permanent grants live in the manifest copy of the state directory, with who gave them
@@ -102,17 +102,18 @@ func permanentRoutes(b []byte) ([]bottle.Route, error) {
 	return out, nil
 }
 
-// manifestLines is a permanent grant as the operator may take it over into their own file.
+// manifestLines is a permanent grant as the operator may take it over into their own file:
+// JSON, which is YAML too, in ASCII, since an agent wrote the paths and headers in it.
 func manifestLines(routes []bottle.Route) (string, error) {
 	var b strings.Builder
 	for _, r := range routes {
 		g := r.Grant
 		r.Grant = nil
-		text, err := yaml.Marshal([]bottle.Route{r})
+		text, err := json.Marshal(r)
 		if err != nil {
 			return "", err
 		}
-		fmt.Fprintf(&b, "# %s, granted by %s at %s\n%s", g.Request, g.By, g.At.UTC().Format(time.RFC3339), text)
+		fmt.Fprintf(&b, "  # %s, granted by %s at %s\n  - %s\n", g.Request, g.By, g.At.UTC().Format(time.RFC3339), prompt.ASCII(text))
 	}
-	return b.String(), nil
+	return strings.TrimSuffix(b.String(), "\n"), nil
 }

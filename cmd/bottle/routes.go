@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -174,12 +173,12 @@ func (a *app) editCmd(file, short string) *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			tty, err := openTTY("edit needs one")
+			con, done, err := a.console(cmd.Context(), "edit needs one")
 			if err != nil {
 				return err
 			}
-			defer tty.Close()
-			return a.edit(cmd.Context(), c, file, tty)
+			defer done()
+			return a.edit(cmd.Context(), c, file, con)
 		},
 	}
 	return a.forBottle(c)
@@ -187,21 +186,20 @@ func (a *app) editCmd(file, short string) *cobra.Command {
 
 // edit loops until the text is valid and confirmed, or dropped: what the operator typed is
 // never thrown away because of a mistake in it.
-func (a *app) edit(ctx context.Context, c *cell, file string, tty *os.File) error {
-	con, lines := a.console(tty), bufio.NewReader(tty)
+func (a *app) edit(ctx context.Context, c *cell, file string, con *prompt.Console) error {
 	now, err := os.ReadFile(c.dir.Path("etc", file))
 	if err != nil {
 		return err
 	}
 	text := bottle.Body(now)
 	for {
-		if text, err = prompt.EditFile(ctx, a.set.Editor, file, text, tty); err != nil {
+		if text, err = con.EditText(ctx, file, text); err != nil {
 			return err
 		}
 		plan, err := c.apply.PreviewEdit(ctx, file, text)
 		if err != nil {
-			fmt.Fprintln(tty, prompt.Text(err.Error()))
-			again, askErr := con.Confirm(lines, "edit again?")
+			con.Say("%v", err)
+			again, askErr := con.Confirm("edit again?")
 			if askErr != nil || !again {
 				return errors.Join(errors.New("not changed"), ignoreEOF(askErr))
 			}
@@ -211,23 +209,23 @@ func (a *app) edit(ctx context.Context, c *cell, file string, tty *os.File) erro
 			fmt.Fprintln(a.out, "nothing changed")
 			return nil
 		}
-		v := prompt.View{Proposal: &plan.Proposal, Color: con.Color}
-		if err := v.RenderChange(tty); err != nil {
+		v := prompt.View{Proposal: &plan.Proposal, Color: con.Color(), Width: con.Width()}
+		if err := v.RenderChange(con.Out()); err != nil {
 			return err
 		}
-		yes, err := con.Confirm(lines, "put this in force?")
+		yes, err := con.ConfirmView(v, "put this in force?")
 		if err != nil || !yes {
 			return errors.Join(errors.New("not changed"), ignoreEOF(err))
 		}
 		out, err := c.apply.Edit(ctx, file, text, operator(), plan.Proposal.Digest())
 		if errors.Is(err, bottle.ErrChanged) {
-			fmt.Fprintln(tty, "it changed since you looked; here it is again")
+			con.Say("it changed since you looked; here it is again")
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(a.out, outcomeText(file, out))
+		prompt.Print(a.out, outcomeText(file, out))
 		return nil
 	}
 }
