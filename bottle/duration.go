@@ -2,6 +2,7 @@ package bottle
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -59,19 +60,31 @@ func (d Duration) String() string {
 	return string(d.Kind)
 }
 
-// Words says it for people: "for 1m0s", "until the bottle stops".
+// Words says it for people: "for 10m", "for 1m30s", "until the bottle stops".
 func (d Duration) Words() string {
 	switch d.Kind {
 	case Once:
 		return "for one request"
 	case TTL:
-		return "for " + d.TTL.String()
+		return "for " + plainSpan(d.TTL)
 	case Session:
 		return "until the bottle stops"
 	case Permanent:
 		return "permanently"
 	}
 	return "for an unknown time"
+}
+
+// plainSpan is a time span without the zeros that Go puts after it: 10m, not 10m0s.
+func plainSpan(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
 }
 
 // MarshalText implements [encoding.TextMarshaler].
