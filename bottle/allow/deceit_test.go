@@ -85,6 +85,7 @@ func TestHostNotes(t *testing.T) {
 func TestRisks(t *testing.T) {
 	current := []bottle.Route{{Host: "github.com"}}
 	ttl := bottle.Duration{Kind: bottle.TTL, TTL: time.Minute}
+	tls := []int{443}
 	get := bottle.Match{Method: "GET", Path: prefix("/acme")}
 	for _, tt := range []struct {
 		name       string
@@ -93,23 +94,25 @@ func TestRisks(t *testing.T) {
 		d          bottle.Duration
 		want       []string
 	}{
-		{"a narrow read", bottle.Entry{Host: "a.test", Matches: []bottle.Match{get}}, "", ttl, nil},
-		{"once", bottle.Entry{Host: "a.test", Matches: []bottle.Match{get}}, "", bottle.Duration{Kind: bottle.Once}, nil},
-		{"session", bottle.Entry{Host: "a.test", Matches: []bottle.Match{get}}, "", bottle.Duration{Kind: bottle.Session}, []string{"low session"}},
-		{"permanent", bottle.Entry{Host: "a.test", Matches: []bottle.Match{get}}, "", bottle.Duration{Kind: bottle.Permanent}, []string{"high permanent"}},
-		{"a whole host", bottle.Entry{Host: "a.test"}, "", ttl, []string{"medium whole-host"}},
-		{"with a credential", bottle.Entry{Host: "a.test"}, "key", ttl, []string{"high whole-host", "high credential"}},
-		{"a wildcard", bottle.Entry{Host: "*.a.test", Matches: []bottle.Match{get}}, "", ttl, []string{"high wildcard"}},
-		{"a look-alike", bottle.Entry{Host: "g1thub.com", Matches: []bottle.Match{get}}, "", ttl, []string{"high look-alike"}},
-		{"punycode", bottle.Entry{Host: "xn--bcher-kva.example", Matches: []bottle.Match{get}}, "", ttl, []string{"medium spelling"}},
-		{"mixed scripts", bottle.Entry{Host: host(t, "xyzһx.com"), Matches: []bottle.Match{get}}, "", ttl, []string{"high spelling", "high spelling", "medium spelling"}},
-		{"any method", bottle.Entry{Host: "a.test", Matches: []bottle.Match{{Path: prefix("/x")}}}, "", ttl, []string{"medium write"}},
-		{"a write", bottle.Entry{Host: "a.test", Matches: []bottle.Match{{Path: prefix("/x"), Method: "POST"}}}, "", ttl, []string{"medium write"}},
-		{"every path", bottle.Entry{Host: "a.test", Matches: []bottle.Match{{Method: "GET"}}}, "", ttl, []string{"low whole-host"}},
-		{"an expression", bottle.Entry{Host: "a.test", Matches: []bottle.Match{{Path: path(bottle.RegularExpression, ".*"), Method: "GET"}}}, "", ttl, []string{"medium regexp"}},
-		{"a header's expression", bottle.Entry{Host: "a.test", Matches: []bottle.Match{{Path: prefix("/x"), Method: "GET", Headers: []bottle.HeaderMatch{{Name: "x", Type: bottle.RegularExpression, Value: "a"}}}}}, "", ttl, []string{"low regexp"}},
+		{"a narrow read", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{get}}, "", ttl, nil},
+		{"once", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{get}}, "", bottle.Duration{Kind: bottle.Once}, nil},
+		{"session", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{get}}, "", bottle.Duration{Kind: bottle.Session}, []string{"low session"}},
+		{"permanent", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{get}}, "", bottle.Duration{Kind: bottle.Permanent}, []string{"high permanent"}},
+		{"a whole host", bottle.Entry{Host: "a.test", Ports: tls}, "", ttl, []string{"medium whole-host"}},
+		{"with a credential", bottle.Entry{Host: "a.test", Ports: tls}, "key", ttl, []string{"high whole-host", "high credential"}},
+		{"a wildcard", bottle.Entry{Host: "*.a.test", Ports: tls, Matches: []bottle.Match{get}}, "", ttl, []string{"high wildcard"}},
+		{"a look-alike", bottle.Entry{Host: "g1thub.com", Ports: tls, Matches: []bottle.Match{get}}, "", ttl, []string{"high look-alike"}},
+		{"punycode", bottle.Entry{Host: "xn--bcher-kva.example", Ports: tls, Matches: []bottle.Match{get}}, "", ttl, []string{"medium spelling"}},
+		{"mixed scripts", bottle.Entry{Host: host(t, "xyzһx.com"), Ports: tls, Matches: []bottle.Match{get}}, "", ttl, []string{"high spelling", "high spelling", "medium spelling"}},
+		{"any method", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{{Path: prefix("/x")}}}, "", ttl, []string{"medium write"}},
+		{"a write", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{{Path: prefix("/x"), Method: "POST"}}}, "", ttl, []string{"medium write"}},
+		{"every path", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{{Method: "GET"}}}, "", ttl, []string{"low whole-host"}},
+		{"an expression", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{{Path: path(bottle.RegularExpression, ".*"), Method: "GET"}}}, "", ttl, []string{"medium regexp"}},
+		{"a header's expression", bottle.Entry{Host: "a.test", Ports: tls, Matches: []bottle.Match{{Path: prefix("/x"), Method: "GET", Headers: []bottle.HeaderMatch{{Name: "x", Type: bottle.RegularExpression, Value: "a"}}}}}, "", ttl, []string{"low regexp"}},
 		{"a port", bottle.Entry{Host: "a.test", Ports: []int{22, 443}, Matches: []bottle.Match{get}}, "", ttl, []string{"medium port"}},
-		{"a place to publish", bottle.Entry{Host: "gist.github.com", Matches: []bottle.Match{get}}, "", ttl, []string{"high public-upload"}},
+		{"plain HTTP", bottle.Entry{Host: "a.test", Ports: []int{80}, Matches: []bottle.Match{get}}, "", ttl, []string{"low plain-http"}},
+		{"plain HTTP by default", bottle.Entry{Host: "a.test", Matches: []bottle.Match{get}}, "", ttl, []string{"low plain-http"}},
+		{"a place to publish", bottle.Entry{Host: "gist.github.com", Ports: tls, Matches: []bottle.Match{get}}, "", ttl, []string{"high public-upload"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string

@@ -253,18 +253,25 @@ func TestCompileRefuses(t *testing.T) {
 }
 
 func TestSuggestAsk(t *testing.T) {
+	longRefs := "/" + strings.Repeat("a", bottle.MaxValue-len("//info/refs")) + "/info/refs"
 	for _, tt := range []struct {
 		name string
 		q    allow.Query
 		want string
 	}{
-		{"a read gets the directory", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/acme/app/x"}, "a.test  GET /acme/app/*"},
-		{"a read at the top gets the path", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/x"}, "a.test  GET =/x"},
-		{"a write gets the path", allow.Query{Host: "a.test", Port: 443, Method: "POST", Path: "/v1/x"}, "a.test  POST =/v1/x"},
+		{"a read gets the directory", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/acme/app/x"}, "a.test:443  GET /acme/app/*"},
+		{"a read at the top gets the path", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/x"}, "a.test:443  GET =/x"},
+		{"a write gets the path", allow.Query{Host: "a.test", Port: 443, Method: "POST", Path: "/v1/x"}, "a.test:443  POST =/v1/x"},
 		{"another port", allow.Query{Host: "a.test", Port: 8443, Method: "GET"}, "a.test:8443  GET =/"},
-		{"a path without normal form", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/@a%2fb"}, "a.test  GET /*"},
-		{"a tunnel", allow.Query{Host: "a.test", Port: 443, Method: "CONNECT"}, "a.test  every method and path"},
-		{"a method that can't be routed", allow.Query{Host: "a.test", Port: 443, Method: "TRACE", Path: "/"}, "a.test  every method and path"},
+		{"plain HTTP", allow.Query{Host: "a.test", Port: 80, Method: "GET", Path: "/x"}, "a.test:80  GET =/x"},
+		{"a port that isn't known", allow.Query{Host: "a.test", Method: "GET", Path: "/x"}, "a.test  GET =/x"},
+		{"a git fetch", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/acme/app.git/info/refs"}, "a.test:443  GET /acme/app.git/info/refs/*;a.test:443  POST =/acme/app.git/git-upload-pack"},
+		{"refs at the root", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/info/refs"}, "a.test:443  GET /info/refs/*;a.test:443  POST =/git-upload-pack"},
+		{"refs of a repository whose path is too long", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: longRefs}, "a.test:443  GET " + strings.TrimSuffix(longRefs, "/refs") + "/*"},
+		{"refs written", allow.Query{Host: "a.test", Port: 443, Method: "PUT", Path: "/a/info/refs"}, "a.test:443  PUT =/a/info/refs"},
+		{"a path without normal form", allow.Query{Host: "a.test", Port: 443, Method: "GET", Path: "/@a%2fb"}, "a.test:443  GET /*"},
+		{"a tunnel", allow.Query{Host: "a.test", Port: 443, Method: "CONNECT"}, "a.test:443  every method and path"},
+		{"a method that can't be routed", allow.Query{Host: "a.test", Port: 443, Method: "TRACE", Path: "/"}, "a.test:443  every method and path"},
 	} {
 		ask, err := allow.SuggestAsk(tt.q).Canonical()
 		if err != nil {

@@ -25,6 +25,7 @@ const (
 	RiskWrite      = "write"
 	RiskCredential = "credential"
 	RiskPort       = "port"
+	RiskPlain      = "plain-http"
 	RiskRegexp     = "regexp"
 	RiskUpload     = "public-upload"
 	RiskPermanent  = "permanent"
@@ -56,7 +57,14 @@ func Risks(add []bottle.Entry, credential string, d bottle.Duration, current []b
 	for _, e := range add {
 		hostRisks(e.Host, known, risk)
 		matchRisks(e, credential, risk)
-		for _, p := range e.Ports {
+		ports := e.Ports
+		if len(ports) == 0 {
+			ports = bottle.DefaultPorts()
+		}
+		for _, p := range ports {
+			if p == 80 {
+				risk(Low, RiskPlain, "port 80 is unencrypted: what passes there can be read and changed on the way")
+			}
 			if !slices.Contains(bottle.DefaultPorts(), p) {
 				risk(Medium, RiskPort, "port %d of %s is not a usual web port", p, e.Host)
 			}
