@@ -98,13 +98,19 @@ type ProcessID struct {
 }
 
 // A BundleConfig is etc/bundle.json: what init and the daemons are started with. The host
-// writes it before each start; it holds no secret.
+// writes it before each start, and init a copy for the daemons; both have mode 0600 for the
+// two secrets in it, which are made for that start alone. A credential's token is never in it.
 type BundleConfig struct {
 	Schema   int      `json:"schema"`
 	Name     string   `json:"name"`
 	Daemons  []string `json:"daemons"`
 	Egress   string   `json:"egress"`   // address that egress listens on, host:port; port 0 picks one
 	Pipelock string   `json:"pipelock"` // loopback address of pipelock; port 0 picks one
+	// ProxySecret is what egress takes for the mark of this bottle's agent, and GateSecret
+	// what pipelock takes for that of egress: on the local backend each user of the machine
+	// reaches both ports. Empty means that no secret is asked for, where the network is private.
+	ProxySecret string `json:"proxy_secret,omitempty"`
+	GateSecret  string `json:"gate_secret,omitempty"`
 	// The built-in gate's start flags.
 	Resolve    map[string]string `json:"resolve,omitempty"`     // host -> address
 	AllowCIDRs []string          `json:"allow_cidrs,omitempty"` // private networks that the operator permits

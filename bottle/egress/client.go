@@ -19,9 +19,10 @@ const (
 )
 
 // A Client asks an egress what it enforces, through its own proxy port, as anything in the
-// sandbox may. It meets mcp's Enforcer. Its zero value is invalid: Proxy is required.
+// sandbox may that has its secret. It meets mcp's Enforcer. Its zero value is invalid: Proxy is required.
 type Client struct {
-	Proxy string // host:port of the egress
+	Proxy  string // host:port of the egress
+	Secret string // its Config.Secret
 }
 
 // Routes returns the routes in force.
@@ -47,7 +48,7 @@ func (c Client) Check(ctx context.Context, rawURL, method string) (bottle.Check,
 func (c Client) get(ctx context.Context, path string, query url.Values, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, clientTimeout)
 	defer cancel()
-	t := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: c.Proxy}), DisableKeepAlives: true}
+	t := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", User: bottle.ProxyUserinfo(c.Secret), Host: c.Proxy}), DisableKeepAlives: true}
 	u := url.URL{Scheme: "http", Host: bottle.EgressHost, Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {

@@ -55,6 +55,10 @@ func (ex *exchange) refusal(status int, reason string) *refusal {
 func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1)
 	defer s.handlers.Done()
+	if !bottle.ProxyAuthorized(r.Header["Proxy-Authorization"], s.cfg.Secret) {
+		s.turnAway(w, r)
+		return
+	}
 	if r.Method == http.MethodConnect {
 		s.serveConnect(w, r)
 		return

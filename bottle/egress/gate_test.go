@@ -26,7 +26,9 @@ func TestWithTheBuiltInGate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t, nil, func(c *egress.Config) { c.Pipelock = l.Addr().String() })
+	w := newWorld(t, nil, func(c *egress.Config) {
+		c.Pipelock, c.GateSecret = l.Addr().String(), gateSecret
+	})
 	serve := func(host string) int {
 		s := httptest.NewUnstartedServer(http.HandlerFunc(hello))
 		s.TLS = &tls.Config{Certificates: []tls.Certificate{w.ca.leaf(t, host)}}
@@ -54,7 +56,7 @@ func TestWithTheBuiltInGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
-		Config: config, Listener: l, Logger: slog.New(slog.DiscardHandler),
+		Config: config, Listener: l, Secret: gateSecret, Logger: slog.New(slog.DiscardHandler),
 		Resolve:    map[string]string{"good.example.com": "127.0.0.1", "rebound.example.com": "10.0.0.1"},
 		AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
 	})

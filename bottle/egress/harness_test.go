@@ -147,10 +147,15 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
+// proxy is the URL that the agent finds in its environment.
+func (w *world) proxy() *url.URL {
+	return &url.URL{Scheme: "http", User: bottle.ProxyUserinfo(w.cfg.Secret), Host: w.addr}
+}
+
 // agent is an HTTP client as in the sandbox: the proxy, the bottle's CA, nothing else.
 func (w *world) agent() *http.Client {
 	t := &http.Transport{
-		Proxy:           http.ProxyURL(&url.URL{Scheme: "http", Host: w.addr}),
+		Proxy:           http.ProxyURL(w.proxy()),
 		TLSClientConfig: &tls.Config{RootCAs: w.roots},
 	}
 	w.t.Cleanup(t.CloseIdleConnections)
@@ -193,7 +198,7 @@ func (w *world) get(rawURL string) answer {
 func (w *world) tunnel(target string) (c net.Conn, status int) {
 	w.t.Helper()
 	c = w.dial()
-	if _, err := io.WriteString(c, "CONNECT "+target+" HTTP/1.1\r\nHost: "+target+"\r\n\r\n"); err != nil {
+	if _, err := io.WriteString(c, "CONNECT "+target+" HTTP/1.1\r\nHost: "+target+"\r\nProxy-Authorization: "+bottle.ProxyAuthorization(w.cfg.Secret)+"\r\n\r\n"); err != nil {
 		w.t.Fatal(err)
 	}
 	res, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: http.MethodConnect})
@@ -220,7 +225,7 @@ func (w *world) dial() net.Conn {
 
 func (w *world) denials() []bottle.Denial {
 	w.t.Helper()
-	d, err := egress.Client{Proxy: w.addr}.Denials(w.t.Context(), 0)
+	d, err := egress.Client{Proxy: w.addr, Secret: w.cfg.Secret}.Denials(w.t.Context(), 0)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -251,6 +256,7 @@ type gate struct {
 	mu      sync.Mutex
 	to      map[string]string // host:port -> address
 	refuse  map[string]int    // host:port -> status
+	auth    []string          // their Proxy-Authorization, if any
 	seen    []string          // targets of CONNECT and plain requests, in order
 	clients http.Transport
 }
@@ -286,6 +292,12 @@ func (g *gate) targets() []string {
 	return slices.Clone(g.seen)
 }
 
+func (g *gate) authorizations() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.auth)
+}
+
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	target := r.RequestURI
 	if r.Method != http.MethodConnect {
@@ -296,6 +308,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	g.mu.Lock()
 	g.seen = append(g.seen, target)
+	g.auth = append(g.auth, r.Header["Proxy-Authorization"]...)
 	addr, status := g.to[target], g.refuse[target]
 	g.mu.Unlock()
 	if status == 0 && addr == "" {
@@ -311,6 +324,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodConnect {
 		out := r.Clone(r.Context())
 		out.RequestURI = ""
+		out.Header.Del("Proxy-Authorization")
 		out.URL.Host = addr
 		res, err := g.clients.RoundTrip(out)
 		if err != nil {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"bottle/bottle"
 )
 
 const (
@@ -33,6 +35,7 @@ const (
 // A hop is pipelock, by which everything goes that goes out.
 type hop struct {
 	addr   string // host:port
+	secret string // of which pipelock knows egress; "" if it asks for none
 	dialer net.Dialer
 }
 
@@ -120,11 +123,14 @@ func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, err e
 		}
 	}()
 	target := a.String()
-	if _, err := io.WriteString(conn, "CONNECT "+target+" HTTP/1.1\r\nHost: "+target+"\r\n\r\n"); err != nil {
+	head := "CONNECT " + target + " HTTP/1.1\r\nHost: " + target + "\r\n"
+	if auth := bottle.ProxyAuthorization(h.secret); auth != "" {
+		head += "Proxy-Authorization: " + auth + "\r\n"
+	}
+	if _, err := io.WriteString(conn, head+"\r\n"); err != nil {
 		return nil, err
 	}
-	head := &io.LimitedReader{R: conn, N: maxHopHead}
-	br := bufio.NewReader(head)
+	br := bufio.NewReader(&io.LimitedReader{R: conn, N: maxHopHead})
 	res, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
 	if err != nil {
 		return nil, err

@@ -147,6 +147,9 @@ func (r *refusal) write(w http.ResponseWriter, accept []string) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set(layerHeader, r.layer)
+	if r.status == http.StatusProxyAuthRequired {
+		h.Set("Proxy-Authenticate", challenge)
+	}
 	if r.close {
 		h.Set("Connection", "close")
 	}

@@ -37,8 +37,15 @@ type Config struct {
 	// Listen is the proxy's TCP address; Listener, if not nil, is used in its place.
 	Listen   string
 	Listener net.Listener
-	// Pipelock is the host:port of the next hop; required.
-	Pipelock string
+	// Name is the bottle's, for those who come to a proxy that is not theirs.
+	Name string
+	// Secret is what a client of the proxy must know; see [bottle.ProxyUserinfo]. Empty
+	// means that whoever reaches the port is served, for where the network is private.
+	Secret string
+	// Pipelock is the host:port of the next hop; required. GateSecret is what it asks of
+	// its client in turn, as a proxy does; empty means nothing.
+	Pipelock   string
+	GateSecret string
 	// UpstreamCA is PEM text of roots beside the system's; empty means none.
 	UpstreamCA []byte
 	// Credentials are those of the manifest, by name; nil means none.
@@ -102,7 +109,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
-		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: &hop{addr: cfg.Pipelock},
+		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: &hop{addr: cfg.Pipelock, secret: cfg.GateSecret},
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -256,6 +263,12 @@ func (l *watched) Accept() (net.Conn, error) {
 // violated makes the answer to a request that [wireConn] stopped.
 func (s *Server) violated(v *violation, t *tunnel) []byte {
 	n := &refusal{status: v.status, layer: layerEgress, host: v.target, method: v.method, reason: v.reason, close: true}
+	if t == nil && !bottle.ProxyAuthorized(v.authorization, s.cfg.Secret) {
+		n = s.stranger(v.method)
+		n.status, n.reason = v.status, v.reason
+		s.log.Info("malformed request of a stranger", "reason", v.reason)
+		return n.wire()
+	}
 	if t != nil {
 		n.host, n.port, n.tls, n.path = string(t.to.host), t.to.port, true, pathOnly(v.target)
 	} else if a, ok := cutScheme(v.target); ok {

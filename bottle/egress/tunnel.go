@@ -41,8 +41,8 @@ func (s *Server) serveConnect(w http.ResponseWriter, r *http.Request) {
 		n.write(w, r.Header["Accept"])
 	}
 	to, err := parseAuthority(r.RequestURI, 0)
-	if err != nil { // wireConn has said so already
-		refuse(http.StatusForbidden, err.Error())
+	if err != nil {
+		refuse(http.StatusForbidden, "CONNECT: "+err.Error())
 		return
 	}
 	client, ok := r.Context().Value(connKey{}).(*clientConn)

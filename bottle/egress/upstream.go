@@ -62,7 +62,7 @@ func newUpstreams(h *hop, roots *x509.CertPool) *upstreams {
 	u.http.Proxy = func(r *http.Request) (*url.URL, error) {
 		// The transport keeps connections to a plain proxy by the proxy's URL alone. The
 		// fragment, which goes nowhere, makes that one for each host.
-		return &url.URL{Scheme: "http", Host: h.addr, Fragment: r.URL.Host}, nil
+		return &url.URL{Scheme: "http", User: bottle.ProxyUserinfo(h.secret), Host: h.addr, Fragment: r.URL.Host}, nil
 	}
 	u.http.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dial(ctx) }
 	u.httpsOnce, u.httpOnce = u.https.Clone(), u.http.Clone()
@@ -116,6 +116,9 @@ func (ex *exchange) failed(err error) *refusal {
 		timeout interface{ Timeout() bool }
 	)
 	switch {
+	case errors.As(err, &hop) && hop.status == http.StatusProxyAuthRequired:
+		n.layer = layerPipelock
+		n.reason = "pipelock does not know this egress: they were started with different secrets; stop and start the bottle"
 	case errors.As(err, &hop) && hop.status >= 500:
 		n.reason = "pipelock could not reach " + ex.to().String() + ": " + hop.reason
 	case errors.As(err, &hop):

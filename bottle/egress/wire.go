@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/textproto"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -69,6 +70,7 @@ type head struct {
 	chunked        bool
 	upgrade        bool
 	hosts          []string
+	authorization  []string // Proxy-Authorization
 }
 
 // A violation is a request that was not let through to a parser.
@@ -78,6 +80,8 @@ type violation struct {
 	target   string
 	reason   string
 	fronting bool
+	// authorization is what Proxy-Authorization had said by then. It is a secret.
+	authorization []string
 }
 
 func (v *violation) Error() string { return "malformed request: " + v.reason }
@@ -160,7 +164,9 @@ func (c *wireConn) next() {
 }
 
 func (c *wireConn) bad(status int, reason string) *violation {
-	return &violation{status: status, method: c.head.method, target: c.head.target, reason: reason}
+	return &violation{
+		status: status, method: c.head.method, target: c.head.target, reason: reason, authorization: c.head.authorization,
+	}
 }
 
 func (c *wireConn) endLine() *violation {
@@ -226,8 +232,12 @@ func (c *wireConn) requestLine(line string) *violation {
 		return c.bad(http.StatusBadRequest, "the target has a fragment")
 	}
 	if c.head.method == http.MethodConnect {
-		if _, err := parseAuthority(c.head.target, 0); err != nil {
-			return c.bad(http.StatusForbidden, "CONNECT: "+err.Error())
+		// What net/http can't parse; any other is refused by its handler, by when it is
+		// known whether the client may be here.
+		if _, err := url.ParseRequestURI("http://" + c.head.target); err != nil {
+			if _, err := parseAuthority(c.head.target, 0); err != nil {
+				return c.bad(http.StatusForbidden, "CONNECT: "+err.Error())
+			}
 		}
 	}
 	c.state = inFields
@@ -268,6 +278,8 @@ func (c *wireConn) field(line []byte) *violation {
 		c.head.chunked = true
 	case "Upgrade":
 		c.head.upgrade = true
+	case "Proxy-Authorization":
+		c.head.authorization = append(c.head.authorization, value)
 	case "Host":
 		c.head.hosts = append(c.head.hosts, value)
 		if len(c.head.hosts) > 1 {
@@ -307,7 +319,7 @@ func (c *wireConn) endHead() *violation {
 // clients (node's http.request) name the proxy in it.
 func (c *wireConn) hostAgrees() *violation {
 	target, ok := cutScheme(c.head.target)
-	if !ok || len(c.head.hosts) == 0 {
+	if !ok || len(c.head.hosts) == 0 || c.head.method == http.MethodConnect {
 		return nil
 	}
 	want, err := parseAuthority(target.authority, schemePort(target.tls))

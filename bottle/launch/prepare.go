@@ -1,9 +1,11 @@
 package launch
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -45,6 +47,7 @@ func bundleConfig(m *bottle.Manifest) (bottle.BundleConfig, error) {
 		Daemons: []string{bottle.DaemonPipelock, bottle.DaemonEgress, bottle.DaemonSupervise},
 		Resolve: map[string]string{}, Credentials: m.Credentials,
 		Binary: m.Pipelock.Binary, MaxPending: m.Approvals.MaxPending,
+		ProxySecret: rand.Text(), GateSecret: rand.Text(),
 	}
 	for h, a := range m.Egress.Resolve {
 		cfg.Resolve[string(h)] = a.String()
@@ -98,16 +101,17 @@ var caVariables = []string{
 	"CARGO_HTTP_CAINFO", "DENO_CERT", "NODE_EXTRA_CA_CERTS", "NIX_SSL_CERT_FILE",
 }
 
-// AgentEnv is what an agent in the bottle needs in its environment: the proxy, the CA, and
-// the MCP socket.
+// AgentEnv is what an agent in the bottle needs in its environment: the proxy, with the
+// secret that opens it, the CA, and the MCP socket.
 func AgentEnv(dir *bottle.Dir) ([]string, error) {
 	var cfg bottle.BundleConfig
 	if err := bottle.ReadJSON(dir.BundleConfig(), 0, &cfg); err != nil {
 		return nil, err
 	}
+	proxy := url.URL{Scheme: "http", User: bottle.ProxyUserinfo(cfg.ProxySecret), Host: cfg.Egress}
 	var env []string
 	for _, k := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"} {
-		env = append(env, k+"=http://"+cfg.Egress)
+		env = append(env, k+"="+proxy.String())
 	}
 	for _, k := range []string{"NO_PROXY", "no_proxy"} {
 		env = append(env, k+"=localhost,127.0.0.1,::1")

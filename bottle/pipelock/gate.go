@@ -41,6 +41,7 @@ type GateConfig struct {
 	Config     string            // required: path of the live, sealed pipelock.yaml
 	Listener   net.Listener      // where to serve; or
 	Listen     string            // host:port of loopback to listen on, if there is no Listener
+	Secret     string            // what egress must know, see bottle.ProxyUserinfo; empty: nothing is asked for
 	StatusPath string            // where to write a bottle.DaemonStatus; empty: nowhere
 	Resolve    map[string]string // host -> IP address, before any resolver; still classified
 	AllowCIDRs []netip.Prefix    // address classes that the operator opened; see allow.Classify

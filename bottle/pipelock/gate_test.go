@@ -517,6 +517,52 @@ func TestPlainHTTP(t *testing.T) {
 	}
 }
 
+// What doesn't know the secret reaches nothing but the health; what does is served, and
+// the upstream is not told.
+func TestSecret(t *testing.T) {
+	const secret = "the-secret-of-the-gate"
+	var seen http.Header
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen = r.Header
+		_, _ = io.WriteString(w, "hello")
+	}))
+	t.Cleanup(up.Close)
+	port := portOf(t, up.Listener.Addr().String())
+	r := start(t, func(c *pipelock.GateConfig) { c.Secret = secret }, entry("a.test", port))
+	plain := fmt.Sprintf("http://a.test:%d/", port)
+	through := func(user *url.Userinfo) *http.Client {
+		tr := &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", User: user, Host: r.addr})}
+		t.Cleanup(tr.CloseIdleConnections)
+		return &http.Client{Transport: tr}
+	}
+	for name, user := range map[string]*url.Userinfo{"no secret": nil, "another": bottle.ProxyUserinfo("other")} {
+		resp := get(t, through(user), plain)
+		if resp.code != 407 || resp.header.Get("Proxy-Authenticate") == "" || resp.header.Get("X-Bottle-Layer") != "pipelock" || strings.Contains(string(resp.body), secret) {
+			t.Errorf("%s: %d %v %s", name, resp.code, resp.header, resp.body)
+		}
+		req := newRequest(t, fmt.Sprintf("https://a.test:%d/", port))
+		if resp, err := through(user).Do(req); err == nil || !strings.Contains(err.Error(), "Proxy Authentication Required") {
+			t.Errorf("%s: CONNECT: %v", name, err)
+			_ = resp.Body.Close()
+		}
+	}
+	if seen != nil {
+		t.Error("it reached the upstream")
+	}
+	if resp := get(t, through(bottle.ProxyUserinfo(secret)), plain); resp.code != 200 || string(resp.body) != "hello" {
+		t.Errorf("with the secret: %d %s", resp.code, resp.body)
+	}
+	if strings.Contains(fmt.Sprint(seen), "Proxy") {
+		t.Errorf("upstream saw %v", seen)
+	}
+	if resp := get(t, http.DefaultClient, "http://"+r.addr+"/health"); resp.code != 200 {
+		t.Errorf("health: %d", resp.code)
+	}
+	if err := r.stop(); err != nil || strings.Contains(r.log.String(), secret) {
+		t.Errorf("the log shows it (%v)", err)
+	}
+}
+
 func TestHealth(t *testing.T) {
 	r := start(t, nil, entry("a.test"))
 	r.started()

@@ -19,13 +19,18 @@ import (
 )
 
 func (g *Gate) serve(w http.ResponseWriter, r *http.Request) {
+	health := r.URL.Path == "/health" && !r.URL.IsAbs() && (r.Method == http.MethodGet || r.Method == http.MethodHead)
 	switch {
+	case health:
+		g.health(w)
+	case !bottle.ProxyAuthorized(r.Header["Proxy-Authorization"], g.cfg.Secret):
+		w.Header().Set("Proxy-Authenticate", `Basic realm="pipelock"`)
+		w.Header().Set("Connection", "close")
+		g.refuse(w, http.StatusProxyAuthRequired, refusal{Reason: "this proxy belongs to the egress of a bottle"})
 	case r.Method == http.MethodConnect:
 		g.connect(w, r)
 	case r.URL.IsAbs():
 		g.plainHTTP(w, r)
-	case r.URL.Path == "/health" && (r.Method == http.MethodGet || r.Method == http.MethodHead):
-		g.health(w)
 	default:
 		g.refuse(w, http.StatusBadRequest, refusal{Reason: "this is a forward proxy: use CONNECT or an absolute http URL"})
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -79,7 +80,7 @@ func newDir(t testing.TB, program string) *bottle.Dir {
 		t.Fatal(err)
 	}
 	putBoth(t, dir, routes)
-	writeConfig(t, dir, bottle.BundleConfig{Egress: freePort(t), Pipelock: freePort(t), Name: program})
+	writeConfig(t, dir, bottle.BundleConfig{Egress: freePort(t), Pipelock: freePort(t), Name: program, ProxySecret: rand.Text(), GateSecret: rand.Text()})
 	return dir
 }
 
@@ -190,7 +191,7 @@ func TestBundle(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	client := &egress.Client{Proxy: cfg.Egress}
+	client := &egress.Client{Proxy: cfg.Egress, Secret: cfg.ProxySecret}
 	routes, err := client.Routes(t.Context())
 	if err != nil || len(routes.Routes) != 1 {
 		t.Fatalf("routes in force: %+v %v", routes, err)

@@ -62,7 +62,7 @@ func supervise(ctx context.Context, d *bundle.Daemon) error {
 	defer spool.Close()
 	server, err := mcp.NewServer(mcp.Config{
 		Queue:    spool,
-		Enforcer: &egress.Client{Proxy: d.Config.Egress},
+		Enforcer: &egress.Client{Proxy: d.Config.Egress, Secret: d.Config.ProxySecret},
 		Name:     "bottle",
 		Logger:   d.Logger,
 	})
