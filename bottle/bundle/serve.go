@@ -25,7 +25,14 @@ type Daemon struct {
 
 // Serve runs a daemon until TERM or INT. The handlers are installed before the config is read,
 // so a reload that comes meanwhile is one pass too many and never one too few.
+//
+// Before all that the process makes itself undumpable: egress will hold tokens and the CA's
+// key, and Landlock keeps only its siblings from reading its memory, not the agent, who on
+// the local backend is of the same uid.
 func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logger, run func(context.Context, *Daemon) error) error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("%s: hide its memory: %w", name, err)
+	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	reload, done := reloads(name)

@@ -23,7 +23,8 @@ func TestTokensAreNotInProc(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(state) })
 	manifest := filepath.Join(state, "b.yaml")
-	text := "name: b\negress:\n  credentials:\n    c: {header: Authorization, token_env: BOTTLE_TEST_TOKEN, hosts: [api.corp.example]}\n  routes:\n    - {host: api.corp.example, credential: c}\n"
+	text := "name: b\ncredentials:\n  c: {header: Authorization, scheme: Bearer, token_env: BOTTLE_TEST_TOKEN, hosts: [api.corp.example]}\n" +
+		"egress:\n  routes:\n    - {host: api.corp.example, credential: c}\n"
 	if err := os.WriteFile(manifest, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -69,14 +70,24 @@ func TestTokensAreNotInProc(t *testing.T) {
 			t.Error(l)
 		}
 	})
-	keeper, egress := pids(t, state)
-	for name, pid := range map[string]int{"keeper": keeper, "egress": egress} {
-		if err := bottle.WriteFile(filepath.Join(state, name), fmt.Appendln(nil, pid), 0o644); err != nil {
+	ended := make(chan struct{})
+	var failed error
+	go func() {
+		defer close(ended)
+		failed = start.Wait()
+	}()
+	keeper, egress := pids(t, state, ended)
+	for _, f := range []struct {
+		name string
+		pid  int
+	}{{"keeper", keeper}, {"egress", egress}} { // the agent waits for the last
+		if err := bottle.WriteFile(filepath.Join(state, f.name), fmt.Appendln(nil, f.pid), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := start.Wait(); err != nil {
-		t.Fatalf("%v\n%s", err, out.String())
+	<-ended
+	if failed != nil {
+		t.Fatalf("%v\n%s", failed, out.String())
 	}
 	if s := out.String(); strings.Contains(s, "can be read") || strings.Contains(s, "tellnobody") || strings.Count(s, "Permission denied") != 6 {
 		t.Errorf("the agent saw:\n%s", s)
@@ -101,8 +112,8 @@ func ordinary(t *testing.T, paths ...string) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 }
 
-// pids waits until the bottle is ready.
-func pids(t *testing.T, state string) (keeper, egress int) {
+// pids waits until the bottle is ready, or its start has ended: then it returns zeros.
+func pids(t *testing.T, state string, ended <-chan struct{}) (keeper, egress int) {
 	t.Helper()
 	dir, err := bottle.NewDir(filepath.Join(state, "b"))
 	if err != nil {
@@ -110,7 +121,7 @@ func pids(t *testing.T, state string) (keeper, egress int) {
 	}
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(30 * time.Second); ; <-tick.C {
+	for end := time.Now().Add(30 * time.Second); ; {
 		var st bottle.InitStatus
 		m, err := dir.LoadMetadata()
 		if err == nil && bottle.ReadJSON(dir.InitStatus(), 0, &st) == nil && st.Ready {
@@ -118,6 +129,11 @@ func pids(t *testing.T, state string) (keeper, egress int) {
 		}
 		if time.Now().After(end) {
 			t.Fatalf("not ready: %v %+v", err, st)
+		}
+		select {
+		case <-ended:
+			return 0, 0
+		case <-tick.C:
 		}
 	}
 }

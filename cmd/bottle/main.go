@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -49,10 +50,19 @@ func run(ctx context.Context, args []string) int {
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		if msg := err.Error(); msg != "" {
-			fmt.Fprintln(os.Stderr, "bottle: "+prompt.Text(msg))
+			fmt.Fprintln(os.Stderr, "bottle: "+prompt.Text(plain(msg)))
 		}
 	}
 	return exitCode(err)
+}
+
+// plain takes a kind of error that is for programs off the end of a text for people; other
+// kinds tell people something.
+func plain(msg string) string {
+	for _, kind := range []error{bottle.ErrNotFound, bottle.ErrAmbiguous, bottle.ErrInvalid, bottle.ErrLimit, bottle.ErrState} {
+		msg = strings.TrimSuffix(msg, ": "+kind.Error())
+	}
+	return msg
 }
 
 // A usageError is a call that the command line does not permit.
@@ -67,9 +77,17 @@ type silentExit int
 
 func (silentExit) Error() string { return "" }
 
+// A codedError has an exit code of its own, as the shell gives it for a command that it
+// can't run.
+type codedError struct {
+	code int
+	error
+}
+
 // exitCode is the one table of errors and exit codes.
 func exitCode(err error) int {
 	var usage usageError
+	var coded codedError
 	var silent silentExit
 	var child *exec.ExitError
 	switch {
@@ -77,6 +95,8 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &silent):
 		return int(silent)
+	case errors.As(err, &coded):
+		return coded.code
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, bottle.ErrChanged):
