@@ -125,6 +125,7 @@ func (c *Console) Confirm(question string) (bool, error) {
 		case "n", "no":
 			return false, nil
 		}
+		fmt.Fprintln(c.out, "answer y or n")
 	}
 }
 

@@ -24,6 +24,7 @@ type View struct {
 	Record   *bottle.Record
 	Proposal *bottle.Proposal // nil if there is nothing to decide any more
 	Problem  string           // why it can't be approved as it stands, if so
+	Note     string           // that goes to the agent with the approval
 	Now      time.Time
 	Full     bool // every line of the reason
 	Color    bool
@@ -50,11 +51,12 @@ func (v View) Render(w io.Writer) error {
 	p.line("%s  %s  %s  %s", p.bold(r.Short), Text(v.Bottle), p.status(status), v.when())
 	if v.Proposal != nil {
 		v.renderProposal(p)
-	} else if r.Decision != nil {
-		v.renderDecision(p)
 	} else {
 		p.section("asked for")
 		renderEntries(p, r.Request.Ask)
+		if r.Decision != nil {
+			v.renderDecision(p)
+		}
 	}
 	if v.Problem != "" {
 		p.section("can't be approved as it stands")
@@ -145,8 +147,14 @@ func (v View) renderProposal(p *printer) {
 	if c := v.Proposal.Credential; c != "" {
 		p.line("  with the credential %s, which the agent never sees", p.bold(Text(c)))
 	}
-	if d := v.Proposal.Duration; d.Kind != "" {
+	switch d := v.Proposal.Duration; {
+	case len(v.Proposal.Add) > 0:
 		p.line("  granted %s", d.Words())
+	case len(v.Proposal.Remove) > 0:
+		p.line("  until you add it back (bottle routes edit)")
+	}
+	if v.Note != "" {
+		p.text("  note to the agent: ", "    ", v.Note, nil)
 	}
 	if len(v.Proposal.Risks) > 0 {
 		p.section("risks")
@@ -162,13 +170,15 @@ func (v View) renderDecision(p *printer) {
 	p.line("  by %s at %s", Text(d.By.String()), d.At.Local().Format(time.DateTime))
 	if len(d.Add)+len(d.Remove) > 0 {
 		renderEntries(p, bottle.Ask{Add: d.Add, Remove: d.Remove, Credential: d.Credential})
+	}
+	if len(d.Add) > 0 {
 		p.line("  %s", d.Duration.Words())
 	}
 	if v.Record.GrantEnds != nil {
 		p.line("  until %s", v.Record.GrantEnds.Local().Format(time.DateTime))
 	}
 	if len(d.Edited) > 0 {
-		p.line("  edited: %s", Text(strings.Join(d.Edited, ", ")))
+		p.line("  edited: not as asked in %s", Text(strings.Join(d.Edited, ", ")))
 	}
 	if d.Note != "" {
 		for _, l := range Lines(d.Note, maxReasonRows) {

@@ -53,6 +53,10 @@ func (c *Console) Review(ctx context.Context, d Desk, o Offer) (Verdict, error) 
 		return Skipped, err
 	}
 	for {
+		if s := v.Record.State.Status(); s != bottle.Pending {
+			c.Say("there is nothing to decide: it is %s", s)
+			return Decided, nil
+		}
 		answer, err := c.decide("a)pprove e)dit d)eny t)ime n)ote f)ull s)kip q)uit ?")
 		if err != nil {
 			return Quit, err
@@ -123,6 +127,7 @@ func (c *Console) Review(ctx context.Context, d Desk, o Offer) (Verdict, error) 
 			if o.Note, err = c.ask("note"); err != nil {
 				return Quit, err
 			}
+			again = true
 		case "f", "full":
 			full, again = true, true
 		case "s", "skip":
@@ -171,8 +176,8 @@ func (c *Console) edit(ctx context.Context, o Offer) (Offer, bool, error) {
 			return edited, ok, nil
 		}
 		c.Say("%s", err)
-		again, askErr := c.ask("edit again? y/n")
-		if askErr != nil || again != "y" && again != "yes" {
+		again, askErr := c.Confirm("edit again?")
+		if askErr != nil || !again {
 			return Offer{}, false, errors.Join(fmt.Errorf("the edit was dropped"), askErr)
 		}
 	}

@@ -122,6 +122,7 @@ func (a *app) showAudit(last int) error {
 				break // pipelock.yaml follows from routes.yaml
 			}
 		}
+		what = append(what, e.After["asked"]...)
 		if e.Detail != "" {
 			what = append(what, e.Detail)
 		}

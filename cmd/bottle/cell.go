@@ -57,7 +57,8 @@ func (a *app) names() ([]string, error) {
 	return queue.Bottles(a.set.StateDir)
 }
 
-// oneName is the bottle that a command without an ID is about: --bottle, or the only one.
+// oneName is the bottle that a command without an ID is about: --bottle, or the only one,
+// or the only one that runs.
 func (a *app) oneName() (string, error) {
 	names, err := a.names()
 	if err != nil {
@@ -68,6 +69,17 @@ func (a *app) oneName() (string, error) {
 		return "", fmt.Errorf("there is no bottle in %s; bottle start -f FILE makes one: %w", a.set.StateDir, bottle.ErrNotFound)
 	case 1:
 		return names[0], nil
+	}
+	running := slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		dir, err := a.dirOf(name)
+		if err != nil {
+			return true
+		}
+		m, err := dir.LoadMetadata()
+		return err != nil || !m.Init.Alive()
+	})
+	if len(running) == 1 {
+		return running[0], nil
 	}
 	return "", usagef("there are several bottles; say which with --bottle (%s)", strings.Join(names, ", "))
 }
@@ -209,7 +221,7 @@ func (a *app) find(ctx context.Context, id string) (*cell, *bottle.Record, error
 	}
 	switch len(in) {
 	case 0:
-		return nil, nil, fmt.Errorf("request %q: bottle requests --all lists those that there are: %w", clipID(id), bottle.ErrNotFound)
+		return nil, nil, fmt.Errorf("there is no request %q; bottle requests --all lists those that there are: %w", clipID(id), bottle.ErrNotFound)
 	case 1:
 	default:
 		return nil, nil, fmt.Errorf("%s is the ID of a request in each of %s; say which with --bottle: %w", id, strings.Join(in, ", "), bottle.ErrAmbiguous)
@@ -234,7 +246,7 @@ func clipID(id string) string {
 
 // view plans an offer and returns it as it would be shown, and approved, now.
 func (c *cell) view(ctx context.Context, rec *bottle.Record, o prompt.Offer) (prompt.View, *apply.Plan) {
-	v := prompt.View{Bottle: c.name, Record: rec, Now: time.Now()}
+	v := prompt.View{Bottle: c.name, Record: rec, Now: time.Now(), Note: o.Note}
 	if rec.State.Status() != bottle.Pending {
 		return v, nil
 	}

@@ -28,7 +28,7 @@ func (g *grantFlags) add(c *cobra.Command) {
 	f.DurationVar(&g.ttl, "ttl", 0, "grant it for this long: 90s, 10m, 2h")
 	f.BoolVar(&g.once, "once", false, "grant it for one request")
 	f.BoolVar(&g.session, "session", false, "grant it until the bottle stops")
-	f.BoolVar(&g.permanent, "permanent", false, "grant it for good (written to the manifest copy too)")
+	f.BoolVar(&g.permanent, "permanent", false, "grant it for good: after a stop and start too")
 	f.StringArrayVar(&g.only, "only", nil, "grant only the entries of this host (may be repeated)")
 }
 
@@ -43,6 +43,8 @@ func (g *grantFlags) on(c *cobra.Command, o prompt.Offer) (prompt.Offer, error) 
 	switch {
 	case said > 1:
 		return o, usagef("--ttl, --once, --session and --permanent: give one of them")
+	case said > 0 && len(o.Add) == 0:
+		return o, usagef("the request only removes, which holds until you add it back; --ttl, --once, --session and --permanent are for what is added")
 	case c.Flags().Changed("ttl"):
 		if o.Duration, err = bottle.ForTTL(g.ttl); err != nil {
 			return o, usagef("--ttl: %w", err)

@@ -130,7 +130,9 @@ func (d *demo) run(ctx context.Context, root string) (err error) {
 	if bridge == "" {
 		return errors.New("bottle-mcp was not found beside bottle or in PATH; make build makes it")
 	}
-	cmd := exec.CommandContext(ctx, self, "start", "--state-dir", d.a.set.StateDir, "-f", manifest, "--", //nolint:gosec // G204: ourselves
+	running, end := context.WithCancel(ctx)
+	defer end()
+	cmd := exec.CommandContext(running, self, "start", "--state-dir", d.a.set.StateDir, "-f", manifest, "--", //nolint:gosec // G204: ourselves
 		self, "demo-agent", bridge, strconv.Itoa(d.upstream.port))
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
@@ -147,7 +149,10 @@ func (d *demo) run(ctx context.Context, root string) (err error) {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	playErr := d.play(ctx, stdout, stdin)
+	playErr := d.play(ctx, stdout)
+	if playErr != nil { // the agent waits for an answer that nobody will give
+		end()
+	}
 	_ = stdin.Close()
 	_, _ = io.Copy(io.Discard, stdout)
 	if err := cmd.Wait(); err != nil && playErr == nil {
@@ -157,7 +162,7 @@ func (d *demo) run(ctx context.Context, root string) (err error) {
 }
 
 // play follows the agent and does the operator's part at each of its steps.
-func (d *demo) play(ctx context.Context, agent io.Reader, _ io.Writer) error {
+func (d *demo) play(ctx context.Context, agent io.Reader) error {
 	scan := bufio.NewScanner(agent)
 	done := false
 	var revokedAt time.Time
@@ -244,11 +249,11 @@ func (d *demo) decide(ctx context.Context) error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for verdict := prompt.Skipped; verdict == prompt.Skipped; {
-			if verdict, err = d.con.Review(ctx, &deskFor{c, rec}, o); err != nil {
+			if verdict, err = d.con.Review(ctx, &deskFor{c, rec}, o); err != nil && verdict != prompt.Quit {
 				return err
 			}
 			if verdict == prompt.Quit {
-				return errors.New("stopped by the operator")
+				return errors.New("the demo was stopped at its question; nothing was decided")
 			}
 			if verdict == prompt.Skipped {
 				d.con.Say("the agent waits for you; approve, edit or deny it, or quit")

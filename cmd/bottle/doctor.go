@@ -13,6 +13,7 @@ import (
 
 	"bottle/bottle"
 	"bottle/bottle/audit"
+	"bottle/bottle/keep"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
 )
@@ -147,6 +148,14 @@ func examine(ctx context.Context, dir *bottle.Dir) []finding {
 		status.State, status.Fix = "failed", "bottle restart "+name+" (its log: bottle logs "+name+")"
 	}
 	out = append(out, status)
+	if b.Status == "down" {
+		return out
+	}
+	if st, err := keep.ReadStatus(dir); err == nil && b.Status != "unattended" {
+		for _, p := range st.Problems {
+			out = append(out, finding{Bottle: name, What: "keeper", State: "warning", Detail: p, Fix: "bottle logs " + name + " has more"})
+		}
+	}
 	for _, file := range []string{bottle.RoutesFile, bottle.PipelockFile} {
 		f := readFileState(dir, file)
 		var err error

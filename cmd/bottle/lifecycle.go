@@ -59,11 +59,14 @@ func (a *app) start(ctx context.Context, file string, accept, detach bool, argv 
 	if err != nil {
 		return err
 	}
-	if m.Agent.Image != "" {
-		return fmt.Errorf("agent.image: %s needs the docker backend, which this version has not; remove it to run the agent on this machine, unconfined", m.Agent.Image)
+	if err := supported(m); err != nil {
+		return err
 	}
 	if len(argv) == 0 && !detach {
 		argv = m.Agent.Command
+	}
+	if err := runnable(argv, m.Agent.Workspace); err != nil {
+		return err
 	}
 	dir, err := a.dirOf(m.Name)
 	if err != nil {
@@ -87,12 +90,15 @@ func (a *app) start(ctx context.Context, file string, accept, detach bool, argv 
 	if err := c.bringUp(ctx, a); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.err, "bottle %s is ready; the local backend does not confine the agent: it can reach the network around egress\n", m.Name)
+	a.announce(m)
 	if detach {
 		return nil
 	}
 	runErr := a.runAgent(ctx, c, argv)
 	stopErr := c.stop(context.WithoutCancel(ctx))
+	if stopErr == nil {
+		fmt.Fprintf(a.err, "bottle %s is stopped\n", m.Name)
+	}
 	if runErr != nil {
 		if stopErr != nil {
 			fmt.Fprintln(a.err, "bottle: "+prompt.Text(stopErr.Error()))
@@ -100,6 +106,17 @@ func (a *app) start(ctx context.Context, file string, accept, detach bool, argv 
 		return runErr
 	}
 	return stopErr
+}
+
+// announce says that the bottle is ready, what it is not, and what it lacks.
+func (a *app) announce(m *bottle.Manifest) {
+	fmt.Fprintf(a.err, "bottle %s is ready; decide what its agent asks for with: bottle review\n", m.Name)
+	fmt.Fprintln(a.err, "the local backend does not confine the agent: it can reach the network around egress, read your files and tokens, and decide requests")
+	for _, name := range slices.Sorted(keysOf(m.Credentials)) {
+		if env := m.Credentials[name].TokenEnv; os.Getenv(env) == "" {
+			fmt.Fprintf(a.err, "credential %s: %s is not set, so what needs it will be refused; set it, then bottle restart %s\n", name, env, m.Name)
+		}
+	}
 }
 
 // prepare settles what an earlier run left, checks the manifest against the accepted one,
@@ -281,8 +298,7 @@ func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
 		for _, kv := range env {
 			fmt.Fprintln(a.out, "export "+kv)
 		}
-		<-ctx.Done()
-		return nil
+		return c.untilStopped(ctx, a)
 	}
 	own, err := c.manifest.Agent.Environ(os.LookupEnv)
 	if err != nil {
@@ -309,6 +325,60 @@ func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
 		return fmt.Errorf("run the agent: %w", err)
 	}
 	return nil
+}
+
+// untilStopped waits for Ctrl-C, or for bottle stop from elsewhere.
+func (c *cell) untilStopped(ctx context.Context, a *app) error {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if m, err := c.dir.LoadMetadata(); err == nil && !m.StoppedAt.IsZero() {
+			fmt.Fprintf(a.err, "bottle %s was stopped from elsewhere\n", c.name)
+			return nil
+		}
+	}
+}
+
+// supported refuses what the manifest can say and this version does not do: a key that is
+// passed over in silence would be taken for one that works.
+func supported(m *bottle.Manifest) error {
+	switch {
+	case m.Agent.Image != "" || m.Agent.Build != nil:
+		return errors.New("agent.image: needs the docker backend, which this version has not; remove it (and build) to run the agent on this machine, unconfined")
+	case len(m.Git) > 0:
+		return errors.New("git: needs git-gate, which this version has not; remove it, and route the host under egress.routes")
+	case m.Approvals.Policy != "":
+		return errors.New("approvals.policy: this version has no policies; remove it, every request waits for you")
+	case m.Pipelock.Binary != "":
+		return errors.New("pipelock.binary: this version runs the built-in gate only; remove it")
+	case len(m.Pipelock.PassthroughDomains) > 0:
+		return errors.New("pipelock.passthrough_domains: is for the real pipelock, which this version does not run; remove it (a route's tls: passthrough is what you may want)")
+	}
+	return nil
+}
+
+// runnable looks for the agent's command before anything is started for it, with the exit
+// codes that a shell has for this.
+func runnable(argv []string, workspace string) error {
+	if len(argv) == 0 {
+		return nil
+	}
+	if st, err := os.Stat(workspace); err != nil || !st.IsDir() {
+		return fmt.Errorf("agent.workspace: %s is not a directory; make it, or name another", workspace)
+	}
+	_, err := exec.LookPath(argv[0])
+	switch {
+	case err == nil, strings.Contains(argv[0], "/") && !filepath.IsAbs(argv[0]): // relative to the workspace
+		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return codedError{126, fmt.Errorf("the agent's command %s can't be executed", argv[0])}
+	}
+	return codedError{127, fmt.Errorf("the agent's command %s was not found", argv[0])}
 }
 
 func (a *app) stopCmd() *cobra.Command {

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -30,9 +31,21 @@ A blocked agent asks; you see what would change, and approve, edit or deny it.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 changed since you looked,
 5 refused or not confirmed by the daemon.`,
-		Version:       buildVersion(),
-		SilenceErrors: true,
-		SilenceUsage:  true,
+		Version:                    buildVersion(),
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := "bottle --help lists the commands"
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return usagef("unknown command %q; %s", args[0], hint)
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			a.set, err = loadSettings(cmd.Flags())
@@ -64,7 +77,7 @@ func wrapArgs(c *cobra.Command) {
 	if check := c.Args; check != nil {
 		c.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {
-				return usagef("%w (see %s --help)", err, cmd.CommandPath())
+				return usagef("usage: %s (see %s --help)", cmd.UseLine(), cmd.CommandPath())
 			}
 			return nil
 		}

@@ -42,7 +42,7 @@ func (a *app) allowlistCmd() *cobra.Command {
 		Use: "allowlist", Short: "show the hosts that pipelock allows", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.showFiles(bottle.PipelockFile) },
 	}
-	c.AddCommand(a.editCmd(bottle.PipelockFile, "edit pipelock.yaml; see what would change, then put it in force"))
+	c.AddCommand(a.editCmd(bottle.PipelockFile, "edit pipelock.yaml but for its list, which follows from routes.yaml"))
 	return a.listing(c)
 }
 
