@@ -2,6 +2,7 @@ package egress_test
 
 import (
 	"bufio"
+	"crypto/rand"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"bottle/bottle"
 	"bottle/bottle/egress"
@@ -423,6 +425,29 @@ func TestDenialsAreBounded(t *testing.T) {
 	if err != nil || len(two) != 2 || two[0].Path != "/9" || two[0].Count < 2 || two[1].Path != "/8" {
 		t.Errorf("%+v %v", two, err)
 	}
+}
+
+// However many hosts and paths an agent makes up, the log grows slowly, and says that there
+// was more.
+func TestLogOfRefusalsIsBounded(t *testing.T) {
+	w := newWorld(t, nil)
+	began := time.Now()
+	const refusals = 500
+	c := w.agent()
+	for i := range refusals {
+		if a := w.do(c, "GET", fmt.Sprintf("http://h%d.example.com/", i), nil); a.status != 403 {
+			t.Fatalf("%+v", a)
+		}
+	}
+	// A bucket of ten, and ten for each second begun.
+	most := 10 + 10*(int(time.Since(began).Seconds())+1)
+	if n := strings.Count(w.log.String(), "request refused"); n < 10 || n > most {
+		t.Errorf("%d lines of %d refusals, want 10 to %d", n, refusals, most)
+	}
+	eventually(t, "the number of those left out", func() bool {
+		w.do(c, "GET", "http://last.example.com/"+rand.Text(), nil)
+		return strings.Contains(w.log.String(), "left_out=")
+	})
 }
 
 func TestConfigErrors(t *testing.T) {

@@ -160,10 +160,10 @@ func (s *Server) serveKeys(l *net.UnixListener, took func()) error {
 		}
 		reply := keysReply{OK: true}
 		if err := s.takeKeys(c); err != nil {
-			s.log.Warn("credentials refused", "error", err)
+			s.handover.Warn("credentials refused", "error", err)
 			reply = keysReply{Error: err.Error()}
 		} else {
-			s.log.Info("credentials taken", "missing", s.keys.needs())
+			s.handover.Info("credentials taken", "missing", s.keys.needs())
 			took()
 		}
 		_ = json.NewEncoder(c).Encode(reply) // the peer sees a lost reply as an error of its own

@@ -183,6 +183,6 @@ func (s *Server) note(r *refusal) {
 			return
 		}
 	}
-	s.log.Info("request refused", "status", r.status, "layer", r.layer, "host", printable(r.host, maxShownHost), "port", r.port,
+	s.chatter.Info("request refused", "status", r.status, "layer", r.layer, "host", printable(r.host, maxShownHost), "port", r.port,
 		"method", printable(r.method, maxShownMethod), "path", printable(r.path, maxShownPath), "reason", r.reason)
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"bottle/bottle"
+	"bottle/bottle/throttle"
 )
 
 const (
@@ -61,6 +62,8 @@ type Config struct {
 type Server struct {
 	cfg      Config
 	log      *slog.Logger
+	chatter  *slog.Logger // what the agent causes, at a bounded rate
+	handover *slog.Logger // what comes by the key socket, likewise
 	now      func() time.Time
 	instance string
 	addr     string
@@ -109,6 +112,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
+		chatter: slog.New(throttle.New(cfg.Logger.Handler())), handover: slog.New(throttle.New(cfg.Logger.Handler())),
 		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: &hop{addr: cfg.Pipelock, secret: cfg.GateSecret},
 	}
 	if s.now == nil {
@@ -137,7 +141,7 @@ func New(cfg Config) (*Server, error) {
 		Rewrite: s.rewrite, Transport: s.up, ModifyResponse: s.modify, ErrorHandler: s.fail,
 		FlushInterval: -1, // what comes goes on at once
 		BufferPool:    new(buffers),
-		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:      slog.NewLogLogger(s.chatter.Handler(), slog.LevelDebug),
 	}
 	return s, nil
 }
@@ -241,7 +245,7 @@ func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 			case http.StateActive, http.StateIdle:
 			}
 		},
-		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog: slog.NewLogLogger(s.chatter.Handler(), slog.LevelDebug),
 	}
 }
 
@@ -266,7 +270,7 @@ func (s *Server) violated(v *violation, t *tunnel) []byte {
 	if t == nil && !bottle.ProxyAuthorized(v.authorization, s.cfg.Secret) {
 		n = s.stranger(v.method)
 		n.status, n.reason = v.status, v.reason
-		s.log.Info("malformed request of a stranger", "reason", v.reason)
+		s.chatter.Info("malformed request of a stranger", "reason", v.reason)
 		return n.wire()
 	}
 	if t != nil {

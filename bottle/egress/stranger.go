@@ -24,6 +24,6 @@ func (s *Server) turnAway(w http.ResponseWriter, r *http.Request) {
 	if len(r.Header["Proxy-Authorization"]) == 0 { // most likely a client that waits to be asked
 		level = slog.LevelDebug
 	}
-	s.log.Log(r.Context(), level, "turned away who does not know the proxy's secret", "method", printable(r.Method, maxShownMethod))
+	s.chatter.Log(r.Context(), level, "turned away who does not know the proxy's secret", "method", printable(r.Method, maxShownMethod))
 	s.stranger(r.Method).write(w, r.Header["Accept"])
 }

@@ -203,7 +203,7 @@ func (s *Server) terminate(ctx context.Context, conn *prefixed, t *tunnel) {
 		err = conn.SetDeadline(time.Time{})
 	}
 	if err != nil {
-		s.log.Info("TLS of a tunnel failed; does the agent's program trust the bottle's CA?", "host", t.to.host, "error", err)
+		s.chatter.Info("TLS of a tunnel failed; does the agent's program trust the bottle's CA?", "host", t.to.host, "error", err)
 		_ = conn.Close()
 		return
 	}

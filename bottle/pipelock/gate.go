@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"bottle/bottle"
+	"bottle/bottle/throttle"
 )
 
 // Limits of the gate. Its only client is egress, but a hijacked one must not exhaust it.
@@ -55,6 +56,7 @@ type GateConfig struct {
 type Gate struct {
 	cfg      GateConfig
 	log      *slog.Logger
+	chatter  *slog.Logger // what a client causes, at a bounded rate
 	listener net.Listener
 	resolve  map[bottle.Host]netip.Addr
 	instance string
@@ -112,6 +114,7 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	g := &Gate{
 		cfg:      cfg,
 		log:      cfg.Logger,
+		chatter:  slog.New(throttle.New(cfg.Logger.Handler())),
 		instance: rand.Text(),
 		resolve:  make(map[bottle.Host]netip.Addr, len(cfg.Resolve)),
 		flows:    map[*flow]struct{}{},
@@ -189,7 +192,7 @@ func (g *Gate) Run(ctx context.Context) error {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(g.chatter.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(g.listener) }()

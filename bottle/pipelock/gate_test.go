@@ -563,6 +563,23 @@ func TestSecret(t *testing.T) {
 	}
 }
 
+func TestLogOfRefusalsIsBounded(t *testing.T) {
+	r := start(t, nil, entry("a.test"))
+	began := time.Now()
+	const refusals = 500
+	c := r.client()
+	for i := range refusals {
+		if resp := get(t, c, fmt.Sprintf("http://h%d.test/", i)); resp.code != 403 {
+			t.Fatal(resp.code)
+		}
+	}
+	// A bucket of ten, and ten for each second begun.
+	most := 10 + 10*(int(time.Since(began).Seconds())+1)
+	if n := strings.Count(r.log.String(), `"msg":"refused"`); n < 10 || n > most {
+		t.Errorf("%d lines of %d refusals, want 10 to %d", n, refusals, most)
+	}
+}
+
 func TestHealth(t *testing.T) {
 	r := start(t, nil, entry("a.test"))
 	r.started()

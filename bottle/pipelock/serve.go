@@ -83,7 +83,7 @@ func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.counters.allowed.Add(1)
-	g.log.Debug("tunnel", "host", host, "port", port, "address", up.RemoteAddr().String())
+	g.chatter.Debug("tunnel", "host", host, "port", port, "address", up.RemoteAddr().String())
 	splice(ctx, conn, up)
 }
 
@@ -167,7 +167,7 @@ func (g *Gate) newForward() {
 	g.forward = &httputil.ReverseProxy{
 		Transport:     g.plain,
 		FlushInterval: -1,
-		ErrorLog:      slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+		ErrorLog:      slog.NewLogLogger(g.chatter.Handler(), slog.LevelDebug),
 		Rewrite: func(p *httputil.ProxyRequest) {
 			t, _ := p.In.Context().Value(targetKey{}).(target)
 			p.Out.URL.Host = string(t.host)
@@ -258,7 +258,7 @@ func (g *Gate) refuse(w http.ResponseWriter, code int, v refusal) {
 	} else {
 		g.counters.failed.Add(1)
 	}
-	g.log.Info("refused", "code", code, "host", v.Host, "port", v.Port, "reason", v.Reason)
+	g.chatter.Info("refused", "code", code, "host", v.Host, "port", v.Port, "reason", v.Reason)
 	b, err := json.Marshal(v)
 	if err != nil { // a struct of strings and a number
 		b = []byte(`{"layer":"pipelock"}`)
