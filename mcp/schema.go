@@ -24,6 +24,14 @@ func object(props node, required ...string) node {
 	return n
 }
 
+// defined adds the definitions that the refs in n refer to.
+func defined(n, defs node) node {
+	n["$defs"] = defs
+	return n
+}
+
+func ref(name, desc string) node { return described(node{"$ref": "#/$defs/" + name}, desc) }
+
 func list(items node, limit int, desc string) node {
 	n := node{"type": "array", "items": items}
 	if limit > 0 {
@@ -153,19 +161,30 @@ func (s *inputSchema) locate(path []string) (string, node) {
 	for _, p := range path {
 		if items, ok := at["items"].(node); ok {
 			b.WriteString("[" + p + "]")
-			at = items
+			at = s.resolve(items)
 			continue
 		}
 		if b.Len() > 0 {
 			b.WriteByte('.')
 		}
 		b.WriteString(clip(p, 40))
-		at = child(at, p)
+		at = s.resolve(child(at, p))
 	}
 	if b.Len() == 0 {
 		return "arguments", at
 	}
 	return b.String(), at
+}
+
+// resolve follows a reference to one of the document's definitions.
+func (s *inputSchema) resolve(n node) node {
+	to, ok := n["$ref"].(string)
+	if !ok {
+		return n
+	}
+	defs, _ := s.doc["$defs"].(node)
+	def, _ := defs[strings.TrimPrefix(to, "#/$defs/")].(node)
+	return def
 }
 
 func child(n node, name string) node {

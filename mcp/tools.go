@@ -56,7 +56,7 @@ func (s *Server) tools() []tool {
 				"id":              idSchema(),
 				"timeout_seconds": integer(0, waitLimit, "how many seconds to wait at most; absent: 60"),
 			}, "id"),
-			out: requestOutput(), readOnly: true, alwaysLoad: true, run: s.waitForDecision,
+			out: sameOutput(), readOnly: true, alwaysLoad: true, run: s.waitForDecision,
 		},
 		{
 			name: "check_access", title: "Check whether a URL may be reached",
@@ -83,7 +83,7 @@ func (s *Server) tools() []tool {
 			name: "get_request", title: "Look a request up",
 			desc: "A request's status, what was granted, and the operator's note, at once.",
 			in:   object(node{"id": idSchema()}, "id"),
-			out:  requestOutput(), readOnly: true, run: s.getRequest,
+			out:  sameOutput(), readOnly: true, run: s.getRequest,
 		},
 		{
 			name: "list_requests", title: "List this bottle's requests",
@@ -95,7 +95,7 @@ func (s *Server) tools() []tool {
 			name: "cancel_request", title: "Cancel a pending request",
 			desc: "Take back a request that is still pending.",
 			in:   object(node{"id": idSchema()}, "id"),
-			out:  requestOutput(), idempotent: true, run: s.cancelRequest,
+			out:  sameOutput(), idempotent: true, run: s.cancelRequest,
 		},
 	}
 }
