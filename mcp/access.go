@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -94,6 +95,7 @@ func (s *Server) checkAccess(ctx context.Context, req request) (any, error) {
 	if err != nil {
 		return nil, egressError{err}
 	}
+	c.Reason, c.Nearest = bare(c.Reason), bare(c.Nearest)
 	out := checkResult{Check: c}
 	switch {
 	case c.Allowed:
@@ -123,6 +125,10 @@ func (s *Server) listDenials(ctx context.Context, req request) (any, error) {
 		return nil, egressError{err}
 	}
 	out := denialsResult{Denials: d, Next: "call request_allowlist_change with what ask says and your own reason, for what you really need"}
+	d = slices.Clone(d)
+	for i := range d {
+		d[i].Reason, d[i].Nearest = bare(d[i].Reason), bare(d[i].Nearest)
+	}
 	if len(d) == 0 {
 		out.Denials, out.Next = []bottle.Denial{}, "nothing was refused lately"
 	}

@@ -210,11 +210,8 @@ func (c *conn) run(ctx context.Context, k *call, line []byte) {
 	} else {
 		resp = c.handle(ctx, k.id, line)
 	}
-	if e, ok := resp.(protocol.JSONRPCError); ok && who.notFound {
-		e.Error.Code = protocol.INVALID_PARAMS
-		if c.session.legacy.Load() {
-			e.Error.Code = protocol.RESOURCE_NOT_FOUND
-		}
+	if e, ok := resp.(protocol.JSONRPCError); ok && who.errorCode != 0 {
+		e.Error.Code = who.errorCode
 		resp = e
 	}
 	if resp == nil || !c.send(ctx, outgoing{call: k, final: true, msg: withID(resp, k.id)}) {
@@ -339,9 +336,9 @@ type callerKey struct{}
 type caller struct {
 	conn *conn
 	call *call
-	// notFound is set by a resource's handler: the library turns each of its errors into an
+	// errorCode is set by a resource's handler: the library turns each of its errors into an
 	// internal one, while the protocol has a code for a resource that isn't there.
-	notFound bool
+	errorCode int
 }
 
 // progress tells the waiting client how far its call is, if it gave a token for that.

@@ -16,7 +16,8 @@ type egressError struct{ error }
 func (e egressError) Unwrap() error { return e.error }
 
 // advice is the one table from the domain's errors to what a model is told. The first that
-// fits counts. Where hide is set the error's own text stays in the log: it is about the
+// fits counts. What is said comes after the error's own text; nothing is where that names the
+// fix already, as those of a bound and of an unknown request do. Where hide is set the error's own text stays in the log: it is about the
 // machinery, and the agent can do nothing with it.
 var advice = []struct {
 	is   error
@@ -24,9 +25,9 @@ var advice = []struct {
 	say  string
 }{
 	{bottle.ErrInvalid, false, "correct that field and call again"},
-	{bottle.ErrLimit, false, "wait until the operator has decided what is pending, or take back with cancel_request what you no longer need"},
+	{bottle.ErrLimit, false, ""},
 	{bottle.ErrAmbiguous, false, "give the whole id; list_requests shows it"},
-	{bottle.ErrNotFound, false, "check the id; list_requests shows your requests"},
+	{bottle.ErrNotFound, false, ""},
 	{bottle.ErrState, false, "look with get_request at what has become of it"},
 	{bottle.ErrChanged, false, "look with get_request at what has become of it"},
 	{bottle.ErrLocked, true, "the queue is in use by another process: try again in a few seconds"},
@@ -53,17 +54,25 @@ func (s *Server) failure(ctx context.Context, name string, err error) (*protocol
 			s.log.Error("mcp: queue", "tool", name, "err", err)
 			return protocol.NewToolResultError(a.say), nil
 		}
-		return protocol.NewToolResultError(trimSentinel(err, a.is) + "; " + a.say), nil
+		text := bare(err.Error())
+		if a.say != "" {
+			text += "; " + a.say
+		}
+		return protocol.NewToolResultError(text), nil
 	}
 	s.log.Error("mcp: tool failed", "tool", name, "err", err)
 	return protocol.NewToolResultError("that could not be done just now: call again in a few seconds (the same request is filed only once); if that lasts, tell the operator"), nil
 }
 
-// trimSentinel drops the sentinel's own text, which wrapping put at the end.
-func trimSentinel(err, sentinel error) string {
-	s := err.Error()
-	if t := strings.TrimSuffix(s, ": "+sentinel.Error()); t != "" {
-		return t
+// bare drops the sentinels' own texts, which wrapping puts at the end of a sentence. They
+// sort errors for programs and tell a reader nothing that the sentence doesn't.
+func bare(s string) string {
+	for _, label := range []error{bottle.ErrInvalid, bottle.ErrLimit, bottle.ErrAmbiguous, bottle.ErrNotFound, bottle.ErrState} {
+		tail := ": " + label.Error()
+		s = strings.ReplaceAll(s, tail+";", ";")
+		for strings.HasSuffix(s, tail) {
+			s = strings.TrimSuffix(s, tail)
+		}
 	}
 	return s
 }

@@ -62,7 +62,7 @@ func (q *fakeQueue) Submit(_ context.Context, ask bottle.Ask, key string) (bottl
 		}
 	}
 	if pending >= q.limit {
-		return bottle.Ticket{}, fmt.Errorf("%d requests are pending; at most %d: %w", pending, q.limit, bottle.ErrLimit)
+		return bottle.Ticket{}, fmt.Errorf("pending requests: %d wait for the operator, and at most %d may; wait for a decision (wait_for_decision) or cancel one (cancel_request): %w", pending, q.limit, bottle.ErrLimit)
 	}
 	t := &bottle.Ticket{Request: bottle.Request{
 		Schema: bottle.Schema, ID: fmt.Sprintf("0193a000-0000-7000-8000-%012d", len(q.tickets)+1),
@@ -89,7 +89,7 @@ func (q *fakeQueue) find(id string) (*bottle.Ticket, error) {
 			return t, nil
 		}
 	}
-	return nil, fmt.Errorf("id: no request %q: %w", id, bottle.ErrNotFound)
+	return nil, fmt.Errorf("id: no request %q in this bottle; list_requests shows those that there are: %w", id, bottle.ErrNotFound)
 }
 
 func (q *fakeQueue) Get(_ context.Context, id string) (bottle.Ticket, error) {

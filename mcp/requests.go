@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync"
 	"time"
 
@@ -53,7 +54,7 @@ func (s *Server) waitForDecision(ctx context.Context, req request) (any, error) 
 	if in.TimeoutSeconds != nil {
 		seconds = *in.TimeoutSeconds
 	}
-	t, err := s.queue.Get(ctx, in.ID)
+	t, err := known(ctx, s.queue.Get, in.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -105,25 +106,80 @@ func (s *Server) wait(ctx context.Context, t bottle.Ticket, limit time.Duration,
 }
 
 func (s *Server) getRequest(ctx context.Context, req request) (any, error) {
-	return s.byID(ctx, req, s.queue.Get)
-}
-
-func (s *Server) cancelRequest(ctx context.Context, req request) (any, error) {
-	return s.byID(ctx, req, s.queue.Cancel)
-}
-
-func (s *Server) byID(ctx context.Context, req request, do func(context.Context, string) (bottle.Ticket, error)) (any, error) {
-	in, err := decode[struct {
-		ID string `json:"id"`
-	}](req)
-	if err != nil {
-		return nil, err
-	}
-	t, err := do(ctx, in.ID)
+	t, err := byID(ctx, req, s.queue.Get)
 	if err != nil {
 		return nil, err
 	}
 	return newTicketResult(t), nil
+}
+
+// cancelWait is how long cancel_request waits for the host to confirm.
+const cancelWait = time.Second
+
+// cancelRequest waits a little for the host's answer, which is usually quick. Without it the
+// cancellation is filed all the same, so there is nothing left for the agent to do.
+func (s *Server) cancelRequest(ctx context.Context, req request) (any, error) {
+	t, err := byID(ctx, req, s.queue.Cancel)
+	if err != nil {
+		return nil, err
+	}
+	if !t.Status().Decided() {
+		latest, err := s.wait(ctx, t, cancelWait, nil)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err == nil: // a wait that fails undoes nothing
+			t = latest
+		}
+	}
+	r := newTicketResult(t)
+	if r.Status == bottle.Pending {
+		r.Next = "taken back; nothing more to do"
+	}
+	return r, nil
+}
+
+type lookup = func(ctx context.Context, id string) (bottle.Ticket, error)
+
+func byID(ctx context.Context, req request, find lookup) (bottle.Ticket, error) {
+	in, err := decode[struct {
+		ID string `json:"id"`
+	}](req)
+	if err != nil {
+		return bottle.Ticket{}, err
+	}
+	return known(ctx, find, in.ID)
+}
+
+// The host gives a request its short ID a moment after it was filed. So long, and so often,
+// is a short ID that nobody knows looked up again.
+const (
+	shortWait  = 500 * time.Millisecond
+	shortEvery = 50 * time.Millisecond
+)
+
+var shortID = regexp.MustCompile(`^[rR][1-9][0-9]{0,8}$`)
+
+// known looks a request up, and gives a short ID time to become known.
+func known(ctx context.Context, find lookup, id string) (bottle.Ticket, error) {
+	t, err := find(ctx, id)
+	if !errors.Is(err, bottle.ErrNotFound) || !shortID.MatchString(id) {
+		return t, err
+	}
+	limit, tick := time.NewTimer(shortWait), time.NewTicker(shortEvery)
+	defer limit.Stop()
+	defer tick.Stop()
+	for errors.Is(err, bottle.ErrNotFound) {
+		select {
+		case <-tick.C:
+			t, err = find(ctx, id)
+		case <-limit.C:
+			return t, err
+		case <-ctx.Done():
+			return bottle.Ticket{}, ctx.Err()
+		}
+	}
+	return t, err
 }
 
 func (s *Server) listRequests(ctx context.Context, _ request) (any, error) {

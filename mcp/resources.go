@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	protocol "github.com/mark3labs/mcp-go/mcp"
+	mcpserver "github.com/mark3labs/mcp-go/server"
 
 	"bottle/bottle"
 )
@@ -30,7 +31,7 @@ func (s *Server) addResources() {
 	s.lib.AddResourceTemplate(
 		protocol.NewResourceTemplate(requestURI, "request", protocol.WithTemplateDescription("One request, by its id or short id."), protocol.WithTemplateMIMEType(mimeJSON)),
 		s.resource(func(ctx context.Context, uri string) (any, error) {
-			t, err := s.queue.Get(ctx, strings.TrimPrefix(uri, requestsURI+"/"))
+			t, err := known(ctx, s.queue.Get, strings.TrimPrefix(uri, requestsURI+"/"))
 			if err != nil {
 				return nil, err
 			}
@@ -52,10 +53,19 @@ func (s *Server) resource(read func(ctx context.Context, uri string) (any, error
 	}
 }
 
+// notFoundCode is the code for a resource that isn't there in the request's own era, which
+// may be another than that of the connection's initialize.
+func notFoundCode(ctx context.Context) int {
+	if protocol.IsModernProtocol(mcpserver.RequestProtocolVersion(ctx)) {
+		return protocol.INVALID_PARAMS
+	}
+	return protocol.RESOURCE_NOT_FOUND
+}
+
 // unread words an error as for a tool. There is no isError here, so it is a protocol error.
 func (s *Server) unread(ctx context.Context, uri string, err error) error {
 	if c, ok := ctx.Value(callerKey{}).(*caller); ok && errors.Is(err, bottle.ErrNotFound) {
-		c.notFound = true
+		c.errorCode = notFoundCode(ctx)
 	}
 	result, err := s.failure(ctx, "resource "+clip(uri, 80), err)
 	if err != nil {

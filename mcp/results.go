@@ -68,7 +68,7 @@ func newTicketResult(t bottle.Ticket) ticketResult {
 		Asked: change{Add: t.Request.Ask.Add, Remove: t.Request.Ask.Remove, Credential: t.Request.Ask.Credential, TTLSeconds: t.Request.Ask.TTLSeconds},
 	}
 	if a := t.Answer; a != nil {
-		r.Short, r.Note, r.Error, r.Edited, r.Revision = a.Short, a.Note, a.Error, a.Edited, a.Revision
+		r.Short, r.Note, r.Error, r.Edited, r.Revision = a.Short, a.Note, bare(a.Error), a.Edited, a.Revision
 		if !a.UpdatedAt.IsZero() {
 			r.UpdatedAt = &a.UpdatedAt
 		}
