@@ -126,7 +126,9 @@ func (d *Desk) lost(rec *bottle.Record, err error) error {
 // [bottle.ErrState]. Of two who decide at once, one wins.
 //
 // An approval of a request whose file in the queue is no longer what was first seen is
-// refused with [bottle.ErrTampered].
+// refused with [bottle.ErrTampered]. Only the transition to approved is such: what came of
+// an approval (applied or failed) is a fact, which may be saved of a request that is still
+// pending here because its approver was killed, and which nothing of the bundle can bar.
 func (d *Desk) Save(ctx context.Context, rec *bottle.Record) error {
 	now, err := d.current(ctx, rec)
 	if err != nil {
@@ -142,6 +144,11 @@ func (d *Desk) Save(ctx context.Context, rec *bottle.Record) error {
 		}
 	} else {
 		next := *now
+		if from == bottle.Pending && (to == bottle.Applied || to == bottle.Failed) && rec.Decision != nil {
+			if err := next.Transition(bottle.Approved, rec.Decision.At); err != nil {
+				return err
+			}
+		}
 		if err := next.Transition(to, rec.State.Since()); err != nil {
 			return d.lost(now, err)
 		}

@@ -426,6 +426,7 @@ func TestTampering(t *testing.T) {
 		"directory":  replace(func(p string) error { return os.Mkdir(p, 0o700) }),
 		"huge":       replace(func(p string) error { return os.WriteFile(p, make([]byte, 1<<20), 0o600) }),
 		"truncated":  replace(func(p string) error { return os.WriteFile(p, []byte("{"), 0o600) }),
+		"newer":      replace(func(p string) error { return os.WriteFile(p, []byte(`{"schema":2}`), 0o600) }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)
@@ -461,5 +462,29 @@ func TestTampering(t *testing.T) {
 			}
 			h.wantEvents("request-seen r1", "tampered r1", "denied r1")
 		})
+	}
+}
+
+// A file that can't be read is not approved, but what came of an approval is written down whatever became of the file:
+// here it can't even be told what is wrong with it (ENOTDIR).
+func TestUnreadableRequestBarsNothingButItsApproval(t *testing.T) {
+	h := newHost(t)
+	h.file("a.example.com")
+	must(t, os.RemoveAll(h.dir.Requests()))
+	must(t, os.WriteFile(h.dir.Requests(), nil, 0o600))
+	if err := approve(t.Context(), h.desk, h.find("r1"), operator, h.now); !errors.Is(err, bottle.ErrTampered) {
+		t.Errorf("approve: %v", err)
+	}
+	rec := h.find("r1")
+	rec.Decision = &bottle.Decision{By: operator, At: h.now, Digest: "sha256:1"}
+	must(t, rec.Transition(bottle.Approved, h.now))
+	must(t, rec.Transition(bottle.Failed, h.now))
+	must(t, h.desk.Save(t.Context(), rec))
+	if s := h.find("r1").State.Status(); s != bottle.Failed {
+		t.Errorf("it is %s", s)
+	}
+	recs, err := h.desk.Granted(t.Context())
+	if err != nil || len(recs) != 1 {
+		t.Errorf("granted: %v %v", recs, err)
 	}
 }

@@ -233,7 +233,7 @@ func (p *pass) again(row *row, name string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil // the record is what counts
-	case err != nil && !isContent(err):
+	case err != nil && !isChange(err):
 		p.problem("queue/requests/"+name, row.ID, err)
 		return nil
 	case err != nil || req.FirstDigest() != rec.First:

@@ -150,8 +150,15 @@ func (d *Desk) tampered(ctx context.Context, rec *bottle.Record, name string, wh
 	return nil
 }
 
+// isChange reports whether the file of a request that was read once must have been changed
+// since, by its kind, its mode or its content, to be read with err now.
+func isChange(err error) bool {
+	return isContent(err) || errors.Is(err, bottle.ErrNewer) || errors.Is(err, fs.ErrPermission)
+}
+
 // untouched returns an [bottle.ErrTampered] if a request's file was ever seen to differ
-// from its record, or does now.
+// from its record, does now, or can't be read: the bundle may delete it, which changes
+// nothing, but must gain nothing by making it unreadable.
 func (d *Desk) untouched(ctx context.Context, rec *bottle.Record) error {
 	l, err := d.readLedger()
 	if err != nil {
@@ -165,10 +172,11 @@ func (d *Desk) untouched(ctx context.Context, rec *bottle.Record) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
-	case err != nil && !isContent(err):
-		return err
 	case err == nil && req.FirstDigest() == rec.First:
 		return nil
+	case err != nil && !isChange(err):
+		// It may be this machine's trouble, so it is not remembered; but what can't be compared is not approved.
+		return fmt.Errorf("request %s: its file can't be compared with what was first seen (%w): %w", rec.Short, err, bottle.ErrTampered)
 	}
 	if err := errors.Join(d.tampered(ctx, rec, name, err, l), l.save(d)); err != nil {
 		return err

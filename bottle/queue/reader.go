@@ -68,6 +68,19 @@ func (r *Reader) Approved(ctx context.Context) ([]*bottle.Record, error) {
 	return recs, err
 }
 
+// Granted returns the records that were ever approved, whatever became of them since.
+func (r *Reader) Granted(ctx context.Context) ([]*bottle.Record, error) {
+	recs, _, err := r.read(ctx, func(row *row) bool {
+		switch row.Status {
+		case bottle.Approved, bottle.Applied, bottle.Failed, bottle.Revoked, bottle.Expired:
+			return true
+		}
+		return false
+	})
+	// Expired is also what nobody decided in time.
+	return slices.DeleteFunc(recs, func(rec *bottle.Record) bool { return rec.Decision == nil }), err
+}
+
 // read returns the records whose row is wanted.
 func (r *Reader) read(ctx context.Context, want func(*row) bool) ([]*bottle.Record, []Problem, error) {
 	rows, problems, err := r.load(ctx)
