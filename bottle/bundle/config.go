@@ -30,7 +30,7 @@ type Config struct {
 	// Signals are what main's first statement took over. Required.
 	Signals *Signals
 	// Command is the argv of a daemon, argv[0] an absolute path. Nil: this program's own
-	// launcher and subcommand, see [Command].
+	// subcommand, see [Command].
 	Command func(daemon string) ([]string, error)
 	// Environ is where the daemons' environment is picked from, and the choice of daemons. Nil: this process'.
 	Environ []string
@@ -46,18 +46,17 @@ type Config struct {
 // superviseProgram is the daemon that is not in this program; see its package comment.
 const superviseProgram = "bottle-supervise"
 
-// Command is how a daemon is run: by this program's launcher, then by this program or, for
-// supervise, by the one beside it (or in PATH). It is the one place that will know of
-// another pipelock.
+// Command is how a daemon is run: by this program or, for supervise, by the one beside it (or in
+// PATH). These confine themselves. It is the one place that will know of another pipelock,
+// which is to be started through the launcher ([Exec]).
 func Command(dir *bottle.Dir, daemon string) ([]string, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	root := dir.Path()
-	argv := []string{exe, "exec", "--daemon", daemon, "--root", root, "--"}
 	if daemon != bottle.DaemonSupervise {
-		return append(argv, exe, daemon, "--root", root), nil
+		return []string{exe, daemon, "--root", root}, nil
 	}
 	program := filepath.Join(filepath.Dir(exe), superviseProgram)
 	if _, err := os.Stat(program); err != nil {
@@ -68,7 +67,7 @@ func Command(dir *bottle.Dir, daemon string) ([]string, error) {
 			return nil, err
 		}
 	}
-	return append(argv, program, "--root", root), nil
+	return []string{program, "--root", root}, nil
 }
 
 // LoadConfig reads the published bundle.json, which init has checked. It is for the daemons

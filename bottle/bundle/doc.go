@@ -1,5 +1,5 @@
-// Package bundle is the supervisor of a bottle's sidecar bundle and the launcher that
-// confines each daemon.
+// Package bundle is the supervisor of a bottle's sidecar bundle and what confines each
+// daemon.
 //
 // # Model
 //
@@ -21,8 +21,9 @@
 // The daemons parse what the agent sends, so each may be taken over. The supervisor reads
 // nothing of theirs but their status files, bounded, for "it serves"; the worst that a lie
 // does there is a bundle that says ready and is not. It starts them with a short list of
-// environment variables, and through the launcher ([Exec]), which leaves each daemon the
-// files and ports of its own job: none reads the records, the journal, the audit log or
+// environment variables, and each is confined to the files and ports of its own job, on all its threads: ours
+// confine themselves before they read anything of the agent's ([Serve]), what is not ours is
+// started through the launcher ([Exec]). None reads the records, the journal, the audit log or
 // the manifest, and the CA's key is egress' alone. A confined daemon keeps its uid, so
 // what Landlock does not cover (unix socket paths before ABI 9, stat, the shared status
 // directory) is not a boundary between siblings.

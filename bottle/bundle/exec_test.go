@@ -15,7 +15,8 @@ import (
 	"bottle/bottle/bundle"
 )
 
-// Each daemon's rights are tried from inside, by a process that the launcher confined.
+// Each daemon's rights are tried from inside, by a process that the launcher confined, and by
+// one that confined itself, on threads from before that and after.
 func TestConfinement(t *testing.T) {
 	b := newBed(t)
 	egress, pipelock, other := listen(t), listen(t), listen(t)
@@ -87,19 +88,21 @@ func TestConfinement(t *testing.T) {
 		t.Run(tt.daemon, func(t *testing.T) {
 			may := b.absolute(append(tt.may, both...))
 			mayNot := b.absolute(append(tt.mayNot, always...))
-			got := b.probe(tt.daemon, append(may, mayNot...))
-			for _, p := range may {
-				if got[p] != "ok" {
-					t.Errorf("may not %s: %s", p, got[p])
+			for _, role := range []string{"role:launch", "role:serve"} {
+				got := b.probe(role, tt.daemon, append(may, mayNot...))
+				for _, p := range may {
+					if got[p] != "ok" {
+						t.Errorf("%s: may not %s: %s", role, p, got[p])
+					}
+				}
+				for _, p := range mayNot {
+					if !denied(got[p]) {
+						t.Errorf("%s: %s: %s, want it denied", role, p, got[p])
+					}
 				}
 			}
-			for _, p := range mayNot {
-				if !denied(got[p]) {
-					t.Errorf("%s: %s, want it denied", p, got[p])
-				}
-			}
-			// The same without the launcher, or the test would pass for a reason of its own.
-			for p, r := range b.probe("nobody", tt.mayNot) {
+			// The same without confinement, or the test would pass for a reason of its own.
+			for p, r := range b.probe("role:launch", "nobody", tt.mayNot) {
 				if denied(r) {
 					t.Errorf("%s: %s, without confinement too", p, r)
 				}
@@ -107,7 +110,7 @@ func TestConfinement(t *testing.T) {
 		})
 	}
 	t.Run("without confinement", func(t *testing.T) {
-		for p, r := range b.probe("nobody", always) {
+		for p, r := range b.probe("role:launch", "nobody", always) {
 			if denied(r) && p != raw && p != smc && p != "read /proc/1/environ" {
 				t.Errorf("%s: %s", p, r)
 			}
@@ -118,7 +121,7 @@ func TestConfinement(t *testing.T) {
 		own, peer := freePort(t), freePort(t)
 		b.live(bottle.BundleConfig{Egress: own, Pipelock: peer})
 		for daemon, addr := range map[string]string{bottle.DaemonEgress: own, bottle.DaemonPipelock: peer} {
-			if got := b.probe(daemon, []string{"bind " + addr})["bind "+addr]; got != "ok" {
+			if got := b.probe("role:serve", daemon, []string{"bind " + addr})["bind "+addr]; got != "ok" {
 				t.Errorf("%s can't bind its own port: %s", daemon, got)
 			}
 		}
@@ -149,7 +152,7 @@ func TestLaunchErrors(t *testing.T) {
 			if tt.breakIt != nil {
 				tt.breakIt()
 			}
-			out, err := b.launch(tt.daemon, nil).CombinedOutput()
+			out, err := b.launch("role:launch", tt.daemon, nil).CombinedOutput()
 			if err == nil || !strings.Contains(string(out), tt.want) {
 				t.Errorf("%v: %s", err, out)
 			}
@@ -188,7 +191,7 @@ func (b *bed) absolute(probes []string) []string {
 	return probes
 }
 
-func (b *bed) launch(daemon string, probes []string) *exec.Cmd {
+func (b *bed) launch(role, daemon string, probes []string) *exec.Cmd {
 	b.t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -198,18 +201,18 @@ func (b *bed) launch(daemon string, probes []string) *exec.Cmd {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	cmd := exec.CommandContext(b.t.Context(), exe, "role:launch", daemon, b.dir.Path())
+	cmd := exec.CommandContext(b.t.Context(), exe, role, daemon, b.dir.Path())
 	cmd.Env = append(os.Environ(), "BOTTLE_TEST_PROBE="+string(list))
 	return cmd
 }
 
-func (b *bed) probe(daemon string, probes []string) map[string]string {
+func (b *bed) probe(role, daemon string, probes []string) map[string]string {
 	b.t.Helper()
-	cmd := b.launch(daemon, probes)
+	cmd := b.launch(role, daemon, probes)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
-		b.t.Fatalf("launch %s: %v %s", daemon, err, out)
+		b.t.Fatalf("%s %s: %v %s", role, daemon, err, out)
 	}
 	got := map[string]string{}
 	if err := json.Unmarshal(out, &got); err != nil {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -36,6 +37,8 @@ func TestMain(m *testing.M) {
 		os.Exit(daemonMain(os.Args[2], os.Args[3]))
 	case "role:launch":
 		os.Exit(launchMain(os.Args[2], os.Args[3]))
+	case "role:serve":
+		os.Exit(serveMain(os.Args[2], os.Args[3]))
 	case "role:probe":
 		os.Exit(probeMain())
 	}
@@ -182,8 +185,62 @@ func launchMain(daemon, root string) int {
 	return 1
 }
 
-// probeMain tries each "op argument" of BOTTLE_TEST_PROBE and prints what came of it.
+// serveMain is a daemon as ours are, confined by Serve. The probe is made on threads that
+// were there before that, and on one that came later: each must find the same.
+func serveMain(daemon, root string) int {
+	dir, err := bottle.NewDir(root)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	var threads []chan func()
+	thread := func() {
+		todo, up := make(chan func()), make(chan struct{})
+		go func() { // ends with the process
+			runtime.LockOSThread()
+			close(up)
+			for f := range todo {
+				f()
+			}
+		}()
+		<-up
+		threads = append(threads, todo)
+	}
+	for range 5 {
+		thread()
+	}
+	err = bundle.Serve(context.Background(), daemon, dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), func(context.Context, *bundle.Daemon) error {
+		thread()
+		var first map[string]string
+		for _, todo := range threads {
+			done := make(chan map[string]string)
+			todo <- func() { done <- probe() }
+			got := <-done
+			if first == nil {
+				first = got
+			}
+			for t, r := range got {
+				if (r == "ok") != (first[t] == "ok") || denied(r) != denied(first[t]) {
+					first[t] = "the threads differ"
+				}
+			}
+		}
+		return json.NewEncoder(os.Stdout).Encode(first)
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
 func probeMain() int {
+	_ = json.NewEncoder(os.Stdout).Encode(probe())
+	return 0
+}
+
+// probe tries each "op argument" of BOTTLE_TEST_PROBE and says what came of it.
+func probe() map[string]string {
 	var tries []string
 	_ = json.Unmarshal([]byte(os.Getenv("BOTTLE_TEST_PROBE")), &tries)
 	out := map[string]string{}
@@ -193,8 +250,7 @@ func probeMain() int {
 			out[t] = err.Error()
 		}
 	}
-	_ = json.NewEncoder(os.Stdout).Encode(out)
-	return 0
+	return out
 }
 
 func try(t string) error {

@@ -53,6 +53,8 @@ func newReaper(child <-chan os.Signal, stop <-chan struct{}) *reaper {
 // never unlocked and goes only when the reaper is stopped, after the last child.
 func (r *reaper) startThread(stop <-chan struct{}) {
 	runtime.LockOSThread()
+	// Of this thread and so of its children. Without the right to, they see to it, or fail.
+	_ = emptyBoundingSet(unix.Prctl)
 	for {
 		select {
 		case f := <-r.starts:

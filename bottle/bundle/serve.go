@@ -28,7 +28,10 @@ type Daemon struct {
 //
 // Before all that the process makes itself undumpable: egress will hold tokens and the CA's
 // key, and Landlock keeps only its siblings from reading its memory, not the agent, who on
-// the local backend is of the same uid.
+// the local backend is of the same uid. And before it reads anything but bundle.json it
+// confines itself, on all its threads, to the rights of the daemon that name says. That
+// is as good as being started confined, since until then it runs nothing but our own
+// start, on the host's word, and it saves the start of a launcher for each.
 func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logger, run func(context.Context, *Daemon) error) error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("%s: hide its memory: %w", name, err)
@@ -39,6 +42,13 @@ func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logge
 	defer done()
 	config, err := LoadConfig(dir)
 	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	unix.Umask(0o077)
+	warn := func(gap string) {
+		logger.Warn("the kernel can't confine this daemon fully", "daemon", name, "gap", gap)
+	}
+	if err := confine(name, dir, config, warn); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if err := run(ctx, &Daemon{name, dir, config, reload, logger.With("daemon", name)}); err != nil {

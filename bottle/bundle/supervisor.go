@@ -126,6 +126,11 @@ func (s *Supervisor) prepare() error {
 			return fmt.Errorf("become the subreaper: %w", err)
 		}
 	}
+	unix.Umask(0o077)
+	// A descriptor that somebody leaked to this process is not for the daemons.
+	if err := closeOnExec(); err != nil {
+		return err
+	}
 	var err error
 	if s.bundle, err = loadConfig(dir.BundleConfig()); err != nil {
 		return err
@@ -264,7 +269,7 @@ func (s *Supervisor) nextDue() time.Time {
 	return due
 }
 
-// start starts the daemon through the launcher, on the bytes that were verified.
+// start starts the daemon on the bytes that were verified.
 func (s *Supervisor) start(d *daemon) {
 	d.starts++
 	if err := s.tryStart(d); err != nil {

@@ -1,5 +1,5 @@
 // Command bottle-sidecars is what runs in a bottle's sidecar bundle: the supervisor (init),
-// the launcher that confines a daemon (exec), and the daemons but for bottle-supervise.
+// the daemons but for bottle-supervise, and the launcher that confines a daemon that is not ours (exec).
 //
 // It is one static program, so that its pages are shared between the processes. Nobody types
 // its commands: the host starts init, and init the rest.

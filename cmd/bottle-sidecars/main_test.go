@@ -190,6 +190,9 @@ func TestBundle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	for name, d := range st.Daemons {
+		checkThreads(t, name, d.PID)
+	}
 
 	client := &egress.Client{Proxy: cfg.Egress, Secret: cfg.ProxySecret}
 	routes, err := client.Routes(t.Context())
@@ -235,6 +238,41 @@ func TestBundle(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatalf("%s does not load %s: %+v", s.daemon, want, d)
 			}
+		}
+	}
+}
+
+// checkThreads looks from outside at what the kernel tells of each thread of a daemon. (Of
+// Landlock it tells nothing; package bundle tries that from inside, on several threads.)
+func checkThreads(t *testing.T, daemon string, pid int) {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(files) < 3 {
+		t.Fatalf("%s: %d threads, %v", daemon, len(files), err)
+	}
+	want := map[string]string{
+		"NoNewPrivs": "1", "Seccomp": "2", "CapInh": "0000000000000000", "CapPrm": "0000000000000000", "CapEff": "0000000000000000", "CapAmb": "0000000000000000",
+	}
+	if os.Getuid() == 0 {
+		want["CapBnd"] = "0000000000000000"
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		seen := 0
+		for line := range strings.Lines(string(b)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+			if w, ok := want[key]; ok {
+				seen++
+				if got := strings.TrimSpace(value); got != w {
+					t.Errorf("%s: %s: %s is %s, want %s", daemon, f, key, got, w)
+				}
+			}
+		}
+		if seen != len(want) {
+			t.Errorf("%s: %s says %d of %d things", daemon, f, seen, len(want))
 		}
 	}
 }

@@ -3,7 +3,7 @@
 // It is a program of its own, beside bottle-sidecars, for two reasons. What parses the
 // agent's messages shares no memory image with what holds credentials; and the libraries
 // that do so take 10 ms to initialise, which every process start of the bundle would pay.
-// bottle-sidecars starts it, through its launcher; nobody types its command line.
+// bottle-sidecars starts it; nobody types its command line.
 package main
 
 import (
