@@ -138,10 +138,10 @@ func port(addr string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// pickDaemons chooses among all daemons, in the order in which they start: env (comma
-// separated) before the config before all. pipelock is added to egress, whose only way out it is.
+// pickDaemons chooses among all daemons, in the order in which they start, which is that of the
+// time it takes them to (none needs another for it): env (comma separated) before the config before all. pipelock is added to egress, whose only way out it is.
 func pickDaemons(env string, config []string) ([]string, error) {
-	all := []string{bottle.DaemonPipelock, bottle.DaemonEgress, bottle.DaemonSupervise}
+	all := []string{bottle.DaemonSupervise, bottle.DaemonEgress, bottle.DaemonPipelock}
 	source, names := "bundle.json: daemons", config
 	if env != "" {
 		source, names = EnvDaemons, strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })

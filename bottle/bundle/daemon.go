@@ -18,7 +18,7 @@ const (
 	// firstTries bounds the starts of a daemon that has never served: enough (0.75 s and
 	// more) for a port that a predecessor is about to let go of.
 	firstTries = 5
-	lookEvery  = 5 * time.Millisecond   // at the status file of a daemon that is coming up
+	lookEvery  = 2 * time.Millisecond   // at the status file of a daemon that is coming up
 	lookSlowly = 100 * time.Millisecond // once it has taken lookFast
 	lookFast   = 2 * time.Second
 )

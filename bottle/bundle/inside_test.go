@@ -87,11 +87,11 @@ func TestPickDaemons(t *testing.T) {
 		config []string
 		want   []string
 	}{
-		{want: []string{"pipelock", "egress", "supervise"}},
+		{want: []string{"supervise", "egress", "pipelock"}},
 		{config: []string{"supervise"}, want: []string{"supervise"}},
-		{config: []string{"supervise", "egress"}, want: []string{"pipelock", "egress", "supervise"}},
-		{env: "egress", config: []string{"supervise"}, want: []string{"pipelock", "egress"}},
-		{env: " pipelock, supervise ", want: []string{"pipelock", "supervise"}},
+		{config: []string{"supervise", "egress"}, want: []string{"supervise", "egress", "pipelock"}},
+		{env: "egress", config: []string{"supervise"}, want: []string{"egress", "pipelock"}},
+		{env: " pipelock, supervise ", want: []string{"supervise", "pipelock"}},
 	} {
 		got, err := pickDaemons(tt.env, tt.config)
 		if err != nil || !slices.Equal(got, tt.want) {
