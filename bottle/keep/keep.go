@@ -100,6 +100,8 @@ type Keeper struct {
 
 	problems map[string][]string // of the last time, by step
 	handed   string              // the egress instance that has the tokens
+	untold   string              // the one whose handover is not audited yet
+	pace     pace                // of handovers
 	ready    string              // the init that recovery was run for
 	started  time.Time           // when the bundle was, by us
 	deaths   int                 // of bundles that we started, since one was healthy

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -311,6 +312,72 @@ func TestKeeperHandsCredentials(t *testing.T) {
 	if all := h.log.String() + string(trail); strings.Contains(all, "s3cret") {
 		t.Error("the token is in a log")
 	}
+}
+
+// Any daemon can forge egress' status. What it makes the keeper do, and audit, is bounded.
+func TestForgedEgressStatusFloodsNothing(t *testing.T) {
+	for name, tt := range map[string]struct {
+		hand error
+		most int // audit lines
+	}{
+		"handed to the real one": {nil, 6},
+		"nobody listens":         {errors.New("connection refused"), 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHouse(t)
+			h.cfg.Credentials = map[string]bottle.Credential{"gold": {Header: "Authorization", TokenEnv: "GOLD_TOKEN", Hosts: []bottle.Host{"example.com"}}}
+			h.cfg.Env = func(string) (string, bool) { return "s3cret", true }
+			tried := make(chan struct{}, 1000)
+			h.cfg.Keys = handFunc(func(context.Context, map[string]string) error { note(tried); return tt.hand })
+			stop := h.keep()
+			end := time.Now().Add(2500 * time.Millisecond)
+			tick := time.NewTicker(5 * time.Millisecond)
+			defer tick.Stop()
+			for i := 0; time.Now().Before(end); i++ {
+				must(t, bottle.WriteStatus(h.dir.DaemonStatus(bottle.DaemonEgress), bottle.DaemonStatus{Schema: 1, Instance: fmt.Sprint(i), Needs: []string{"gold"}}))
+				<-tick.C
+			}
+			stop()
+			trail, err := os.ReadFile(h.dir.Audit())
+			must(t, err)
+			if n := strings.Count(string(trail), "credential-handed"); n > tt.most || n < min(tt.most, 1) {
+				t.Errorf("audited %d times", n)
+			}
+			if n := len(tried); n > 10 || n == 0 {
+				t.Errorf("tried %d times", n)
+			}
+		})
+	}
+}
+
+// A handover that can't be audited is audited before the next.
+func TestHandoverIsAuditedLater(t *testing.T) {
+	h := newHouse(t)
+	h.cfg.Credentials = map[string]bottle.Credential{"gold": {Header: "Authorization", TokenEnv: "GOLD_TOKEN", Hosts: []bottle.Host{"example.com"}}}
+	h.cfg.Env = func(string) (string, bool) { return "s3cret", true }
+	h.cfg.Trail = &forgetful{Trail: h.trail, left: 2}
+	h.keep()
+	must(t, bottle.WriteStatus(h.dir.DaemonStatus(bottle.DaemonEgress), bottle.DaemonStatus{Schema: 1, Instance: "first", Needs: []string{}}))
+	wait(t, "handing", h.handed)
+	until(t, "the audit line", func() bool {
+		trail, err := os.ReadFile(h.dir.Audit())
+		return err == nil && strings.Contains(string(trail), "credential-handed")
+	})
+	if len(h.handed) > 0 {
+		t.Error("handed again for that")
+	}
+}
+
+type forgetful struct {
+	keep.Trail
+	left int
+}
+
+func (f *forgetful) RecordOnce(ctx context.Context, ev bottle.Event) (bool, error) {
+	if f.left--; f.left >= 0 {
+		return false, errors.New("no space left on device")
+	}
+	return f.Trail.RecordOnce(ctx, ev)
 }
 
 // Nothing that a step does ends the keeper, or keeps the other steps from their work.

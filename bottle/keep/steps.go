@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"bottle/bottle"
-	"bottle/bottle/audit"
 )
 
 // recover runs at the start, and again for each bundle that has come up: what could not be
@@ -136,44 +133,4 @@ func (k *Keeper) grants(ctx context.Context) error {
 func (k *Keeper) step(name string) *step {
 	i := slices.IndexFunc(k.steps, func(s *step) bool { return s.name == name })
 	return k.steps[i]
-}
-
-// credentials hands the tokens to an egress that has just started, or says that it needs
-// some. Which names were handed over is audited, what they stand for is not.
-func (k *Keeper) credentials(ctx context.Context) error {
-	if len(k.cfg.Credentials) == 0 {
-		return nil
-	}
-	delete(k.problems, "credentials")
-	for _, name := range slices.Sorted(maps.Keys(k.unset)) {
-		k.problems["credentials"] = append(k.problems["credentials"],
-			fmt.Sprintf("credential %s: the environment variable %s is not set where the keeper was started; set it and run bottle restart %s", name, k.unset[name], k.cfg.Dir.Name()))
-	}
-	var st bottle.DaemonStatus
-	err := bottle.ReadJSON(k.cfg.Dir.DaemonStatus(bottle.DaemonEgress), 0, &st)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil // it will be
-	case err != nil:
-		return fmt.Errorf("egress' status: %w", err)
-	}
-	needs := slices.ContainsFunc(st.Needs, func(name string) bool { return k.tokens[name] != "" })
-	if len(k.tokens) == 0 || st.Instance == k.handed && !needs {
-		return nil
-	}
-	names := strings.Join(slices.Sorted(maps.Keys(k.tokens)), ", ")
-	_, err = k.cfg.Trail.RecordOnce(ctx, bottle.Event{
-		Name: string(audit.CredentialHanded), Change: "egress:" + string(bottle.Sum([]byte(st.Instance))), Detail: names,
-	})
-	if err != nil {
-		return fmt.Errorf("credentials stay here, for it could not be audited: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, handWait)
-	defer cancel()
-	if err := k.cfg.Keys.Hand(ctx, maps.Clone(k.tokens)); err != nil {
-		return fmt.Errorf("hand credentials to egress: %w", err)
-	}
-	k.handed = st.Instance
-	k.cfg.Logger.Info("handed credentials to egress", "credentials", names)
-	return nil
 }
