@@ -3,7 +3,6 @@ package apply
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"bottle/bottle"
@@ -28,6 +27,8 @@ type Records interface {
 	Save(ctx context.Context, rec *bottle.Record) error
 	// Approved returns the records that are approved or applied: under way, or in force.
 	Approved(ctx context.Context) ([]*bottle.Record, error)
+	// Granted returns the records that were ever approved, whatever became of them since.
+	Granted(ctx context.Context) ([]*bottle.Record, error)
 }
 
 // Trail is the audit log.
@@ -45,6 +46,9 @@ type Signaler interface {
 	Running(ctx context.Context) (bool, error)
 	// Signal sends s. A nil error proves nothing but that it was sent.
 	Signal(ctx context.Context, s bottle.Signal) error
+	// Stop ends the bundle's PID 1, and with it the daemons, by the host's own knowledge of it and whatever it says.
+	// One that is gone already is no error. The keeper starts it again, and then it loads the files as they are.
+	Stop(ctx context.Context) error
 }
 
 // Codec reads and writes pipelock.yaml.
@@ -91,6 +95,8 @@ type Applier struct {
 	cfg Config
 	// chunk bounds one pwrite, in bytes.
 	chunk int
+	// writeJSON makes a journal durable.
+	writeJSON func(path string, v any) error
 }
 
 // New checks the config and returns an Applier. It touches no file.
@@ -124,7 +130,7 @@ func New(cfg Config) (*Applier, error) {
 	if cfg.Fault == nil {
 		cfg.Fault = func(string) {}
 	}
-	return &Applier{cfg: cfg, chunk: 1 << 20}, nil
+	return &Applier{cfg: cfg, chunk: 1 << 20, writeJSON: bottle.WriteJSON}, nil
 }
 
 // An Outcome says what came of a change.
@@ -135,35 +141,4 @@ type Outcome struct {
 	Took     time.Duration          // from the lock to in force (or rolled back), without the bookkeeping after
 	Detail   string                 // for people: a daemon's reason, what was killed
 	Plan     *Plan                  // what was applied or, with ErrChanged, what would be now
-}
-
-// ready returns the bundle's own view of its files, or an ErrNotRunning that says what to do.
-func (a *Applier) ready(ctx context.Context) (*bottle.InitStatus, error) {
-	running, err := a.cfg.Signaler.Running(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("look for the bundle: %w", err)
-	}
-	if !running {
-		return nil, fmt.Errorf("bottle %s is stopped, so nothing was changed; run bottle start, then decide again: %w", a.cfg.Dir.Name(), ErrNotRunning)
-	}
-	st, err := a.initStatus()
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("bottle %[1]s does not say how it is (%[2]w), so nothing was changed; run bottle restart %[1]s: %[3]w", a.cfg.Dir.Name(), err, ErrNotRunning)
-	case !st.Ready:
-		why := st.Error
-		if why == "" {
-			why = "still starting, or a daemon is down"
-		}
-		return nil, fmt.Errorf("bottle %[1]s is not ready (%[2]s), so nothing was changed; try again in a moment, or run bottle restart %[1]s: %[3]w", a.cfg.Dir.Name(), why, ErrNotRunning)
-	}
-	return st, nil
-}
-
-func (a *Applier) initStatus() (*bottle.InitStatus, error) {
-	var st bottle.InitStatus
-	if err := bottle.ReadJSON(a.cfg.Dir.InitStatus(), maxStatus, &st); err != nil {
-		return nil, err
-	}
-	return &st, nil
 }

@@ -18,15 +18,15 @@ func (a *Applier) Preview(ctx context.Context, in Intent) (*Plan, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	return a.propose(in, bottle.Actor{})
+}
+
+func (a *Applier) propose(in Intent, by bottle.Actor) (*Plan, error) {
 	base, err := a.base()
 	if err != nil {
 		return nil, err
 	}
-	env, err := a.env(bottle.Actor{})
-	if err != nil {
-		return nil, err
-	}
-	return Propose(base, in, env)
+	return Propose(base, in, a.env(by))
 }
 
 // Approve decides a pending request: it applies the intent if that comes to the plan with the digest, and says how it
@@ -72,25 +72,25 @@ func (a *Applier) approve(ctx context.Context, id string, in Intent, by bottle.A
 		return Outcome{}, decidedError(rec)
 	}
 	in.Reason = rec.Request.Ask.Reason // the first one, whoever tells it
-	st, err := a.ready(ctx)
+	if err := a.stopped(a.view(ctx)); err != nil {
+		return Outcome{}, err
+	}
+	p, err := a.propose(in, by)
+	if unready := a.unready(a.view(ctx)); unready != nil && (err != nil || p.widens()) {
+		return Outcome{}, unready
+	}
 	if err != nil {
 		return Outcome{}, err
 	}
 	// What has ended goes first, as a change of its own: it is not what the operator was asked about.
-	if _, err := a.expire(ctx, ended); err != nil && !errors.Is(err, bottle.ErrUnconfirmed) {
+	n, err := a.expire(ctx, ended)
+	if err != nil && !errors.Is(err, bottle.ErrUnconfirmed) {
 		return Outcome{}, err
 	}
-	base, err := a.base()
-	if err != nil {
-		return Outcome{}, err
-	}
-	env, err := a.env(by)
-	if err != nil {
-		return Outcome{}, err
-	}
-	p, err := Propose(base, in, env)
-	if err != nil {
-		return Outcome{}, err
+	if n > 0 {
+		if p, err = a.propose(in, by); err != nil {
+			return Outcome{}, err
+		}
 	}
 	if p.Digest != digest {
 		return Outcome{Plan: p}, fmt.Errorf("request %s: it now comes to %s, and you were shown %s: %w", rec.Short, p.Digest.Short(), digest.Short(), bottle.ErrChanged)
@@ -111,7 +111,11 @@ func (a *Applier) approve(ctx context.Context, id string, in Intent, by bottle.A
 		By: by, At: c.At, Digest: digest, Add: p.Proposal.Add, Remove: p.Proposal.Remove, Credential: p.Proposal.Credential,
 		Duration: p.Proposal.Duration, Edited: edited(p.Proposal, rec.Request.Ask), Note: note, Change: c.ID,
 	}
-	out, err := a.perform(ctx, c, st)
+	v := a.view(ctx)
+	if err := a.unready(v); err != nil && c.widens() { // it may have been stopped just now
+		return Outcome{Plan: p}, err
+	}
+	out, err := a.perform(ctx, c, v)
 	out.Plan = p
 	return out, err
 }

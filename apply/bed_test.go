@@ -236,6 +236,41 @@ type bundle struct {
 	init    bottle.InitStatus
 	daemons map[string]*bottle.DaemonStatus
 	stopped bool
+	stops   int  // how often the host stopped init
+	silent  bool // init.json is no longer its own
+	deaf    bool // signals can't be sent
+}
+
+var _ apply.Signaler = (*bundle)(nil)
+
+// Stop is the host's: the bundle is gone whatever it says.
+func (b *bundle) Stop(context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.stops++
+	b.down = true
+	return nil
+}
+
+// mute takes the bundle's word away: init says nothing any more.
+func (b *bundle) mute() {
+	b.set(func(b *bundle) { b.silent = true })
+	if err := os.RemoveAll(b.dir.InitStatus()); err != nil {
+		panic(err)
+	}
+}
+
+// restart is what the keeper does: a new init on the files as they are, which writes its status anew.
+func (b *bundle) restart() {
+	b.set(func(b *bundle) {
+		b.down, b.silent, b.deaf, b.drop = false, false, false, 0
+		clear(b.hang)
+		b.daemons = map[string]*bottle.DaemonStatus{}
+		b.init.Files = map[string]bottle.MountedFile{}
+	})
+	for file := range daemonOf {
+		b.load(file, false)
+	}
 }
 
 var daemonOf = map[string]string{bottle.RoutesFile: bottle.DaemonEgress, bottle.PipelockFile: bottle.DaemonPipelock}
@@ -280,7 +315,7 @@ func (b *bundle) Running(context.Context) (bool, error) {
 func (b *bundle) Signal(ctx context.Context, s bottle.Signal) error {
 	b.mu.Lock()
 	b.sent = append(b.sent, s)
-	down, lost := b.down || b.stopped, b.drop > 0
+	down, lost := b.down || b.stopped || b.deaf, b.drop > 0
 	if lost {
 		b.drop--
 	}
@@ -338,7 +373,9 @@ func (b *bundle) load(file string, anew bool) {
 		}
 	}
 	b.init.Files[file] = f
-	b.write(b.dir.InitStatus(), b.init)
+	if !b.silent {
+		b.write(b.dir.InitStatus(), b.init)
+	}
 
 	d := b.daemons[file]
 	if d == nil || anew {

@@ -59,6 +59,7 @@ func killFor(file string) bottle.Signal {
 type report struct {
 	inForce   bottle.Hash     // by the daemon
 	published bottle.Hash     // by init
+	ours      bool            // init has the file mounted that is written here
 	daemon    *bottle.Refusal // the newest of each
 	init      *bottle.Refusal
 }
@@ -72,7 +73,8 @@ func (a *Applier) look(file string) report {
 		r.inForce, r.daemon = d.Revision, d.Refused
 	}
 	if st, err := a.initStatus(); err == nil {
-		r.published, r.init = st.Files[file].Published, st.Files[file].Refused
+		m := st.Files[file]
+		r.published, r.init, r.ours = m.Published, m.Refused, a.isOurs(file, m)
 	}
 	return r
 }
@@ -95,14 +97,18 @@ func (r report) freshRefusal(before report, file string, rev bottle.Hash) error 
 // confirm signals and waits until the daemon says that rev is in force, signalling again on silence (pipelock drops
 // the newest of several rapid signals). An error wraps bottle.ErrUnconfirmed.
 //
-// A strict confirmation also waits until init has published rev. It is for going back to a revision that the daemon
-// may still be reporting from before the change, while the one to be undone is on its way to it.
+// A strict confirmation also waits until init has published rev, from the very file that is written here. It is for
+// going back to a revision that the daemon may still be reporting from before the change, while the one to be undone is
+// on its way to it; and for a bundle whose word left a doubt. An init that has not said anything yet may be about to
+// start, when a signal would kill it, so it is not signalled at once.
 func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig bottle.Signal, before report, strict bool) error {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.ConfirmTimeout)
 	defer cancel()
 	a.cfg.Fault("signal " + file)
-	if err := a.cfg.Signaler.Signal(ctx, sig); err != nil {
-		return fmt.Errorf("signal the bundle (%s): %w: %w", sig, err, bottle.ErrUnconfirmed)
+	if !strict || !a.initIsMute() {
+		if err := a.cfg.Signaler.Signal(ctx, sig); err != nil {
+			return fmt.Errorf("signal the bundle (%s): %w: %w", sig, err, bottle.ErrUnconfirmed)
+		}
 	}
 	a.cfg.Fault("confirm " + file)
 	resignal := time.NewTicker(a.cfg.ResignalEvery)
@@ -122,7 +128,7 @@ func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig
 			_ = a.cfg.Signaler.Signal(ctx, sig)
 		case <-poll.C:
 			r := a.look(file)
-			if r.inForce == rev && (!strict || r.published == rev) {
+			if r.inForce == rev && (!strict || r.published == rev && r.ours) {
 				return nil
 			}
 			if err := r.freshRefusal(before, file, rev); err != nil {
@@ -132,6 +138,11 @@ func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig
 			poll.Reset(wait)
 		}
 	}
+}
+
+func (a *Applier) initIsMute() bool {
+	_, err := a.initStatus()
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // lastWord is what the daemon says of itself instead, for the error.
@@ -149,18 +160,36 @@ func (a *Applier) lastWord(file string) string {
 	return fmt.Sprintf(" (it is on %s)", d.Revision.Short())
 }
 
+// A direction is which way a file is changed. What narrows may use the reserve, and going back is confirmed strictly.
+type direction int
+
+const (
+	widening direction = iota
+	narrowing
+	goingBack
+)
+
 // install puts bytes into an open config file and, if there is a bundle, has them confirmed.
-func (a *Applier) install(ctx context.Context, ts *targets, f fileChange, strict bool) error {
+func (a *Applier) install(ctx context.Context, ts *targets, f fileChange, way direction) error {
 	before := a.look(f.File)
 	rev, err := bottle.CheckSeal(f.New)
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.File, err)
 	}
-	if err := ts.open[f.File].write(f.New); err != nil {
+	t := ts.open[f.File]
+	spend := a.withReserve
+	if way == widening {
+		spend = spare
+	}
+	if err := spend(func() error { return t.write(f.New) }); err != nil {
 		return err
 	}
 	if !ts.live {
 		return nil
 	}
-	return a.confirm(ctx, f.File, rev, signalFor(f.File, f.Replace), before, strict)
+	err = a.confirm(ctx, f.File, rev, signalFor(f.File, f.Replace), before, way == goingBack || t.doubt != nil)
+	if err != nil && t.doubt != nil {
+		return fmt.Errorf("%w (%w)", err, t.doubt)
+	}
+	return err
 }

@@ -56,6 +56,8 @@ type crashKind struct {
 	act     func(ctx context.Context, b *party, id string) error
 	later   time.Duration // by which the clock is ahead when it acts
 	refuse  string        // the file whose daemon refuses
+	full    bool          // the disk, but for the reserve
+	mute    bool          // init's status is gone
 }
 
 // A party is what acts on a bottle: in the child, or for the rehearsal in the parent.
@@ -102,6 +104,30 @@ func crashKinds() []crashKind {
 			},
 		},
 		{
+			name: "revoke on a full disk", prepare: func(b *bed) string { return b.grant("c.example.com", session).Request.ID }, full: true,
+			act: func(ctx context.Context, p *party, id string) error {
+				_, err := p.applier.Revoke(ctx, id, operator)
+				return err
+			},
+		},
+		{
+			name: "revoke from a mute bundle", prepare: func(b *bed) string { return b.grant("c.example.com", session).Request.ID }, mute: true,
+			act: func(ctx context.Context, p *party, id string) error {
+				_, err := p.applier.Revoke(ctx, id, operator)
+				if errors.Is(err, bottle.ErrUnconfirmed) {
+					return nil
+				}
+				return err
+			},
+		},
+		{
+			name: "grant without a reserve", prepare: func(b *bed) string {
+				id := b.ask(bottle.Ask{Add: entries("c.example.com"), Reason: "work"}).Request.ID
+				must(b.tb, os.RemoveAll(b.dir.Path("reserve")))
+				return id
+			}, act: approving,
+		},
+		{
 			name: "expire", prepare: func(b *bed) string { return b.grant("c.example.com", ttl).Request.ID }, later: time.Hour,
 			act: func(ctx context.Context, p *party, _ string) error {
 				_, err := p.applier.Expire(ctx)
@@ -132,6 +158,9 @@ func kindNamed(name string) (crashKind, error) {
 	return crashKind{}, fmt.Errorf("no kind %q", name)
 }
 
+// muteTimeout is how long a bundle that says nothing is waited for.
+const muteTimeout = 50 * time.Millisecond
+
 // pipeSignaler writes signals to the parent, where the bundle is.
 type pipeSignaler struct{ w io.Writer }
 
@@ -141,6 +170,14 @@ func (p pipeSignaler) Signal(_ context.Context, s bottle.Signal) error {
 	_, err := p.w.Write([]byte{byte(s)})
 	return err
 }
+
+// Stop tells the parent with a byte that is no signal.
+func (p pipeSignaler) Stop(context.Context) error {
+	_, err := p.w.Write([]byte{stopByte})
+	return err
+}
+
+const stopByte = 0xff
 
 func crashInChild(text string) error {
 	var o childOrder
@@ -161,10 +198,19 @@ func crashInChild(text string) error {
 	}
 	trail := queue.AuditTrail{Log: log}
 	p := &party{}
+	spoil := func(c *apply.Config) {
+		if kind.full {
+			(&fullDisk{armed: true, reserve: dir.Path("reserve")}).fill(c)
+		}
+		if kind.mute {
+			c.ConfirmTimeout = muteTimeout
+		}
+	}
 	if p.desk, err = queue.NewDesk(queue.DeskConfig{Dir: dir, Trail: trail}); err != nil {
 		return err
 	}
 	cfg := crashConfig(dir, p.desk, trail, pipeSignaler{os.NewFile(3, "signals")}, kind.later)
+	spoil(&cfg)
 	var n atomic.Int64 // one step is beside the others
 	cfg.Fault = func(step string) {
 		if int(n.Add(1)) == o.Kill+1 {
@@ -177,6 +223,9 @@ func crashInChild(text string) error {
 		return err
 	}
 	p.applier.SetChunk(o.Chunk)
+	if kind.full {
+		p.applier.SetWriteJSON((&fullDisk{armed: true, reserve: dir.Path("reserve")}).writeJSON)
+	}
 	return errors.Join(kind.act(context.Background(), p, o.ID), log.Close())
 }
 
@@ -209,8 +258,20 @@ func newTemplate(t *testing.T, root string, kind crashKind, chunk int) template 
 	b = newBed(t, bedConfig{root: rehearsal, noInit: true, adjust: func(c *apply.Config) {
 		c.Now = func() time.Time { return time.Now().Add(kind.later) }
 		c.Fault = func(string) { steps.Add(1) }
+		if kind.full {
+			(&fullDisk{armed: true, reserve: c.Dir.Path("reserve")}).fill(c)
+		}
+		if kind.mute {
+			c.ConfirmTimeout = muteTimeout
+		}
 	}})
 	b.applier.SetChunk(chunk)
+	if kind.full {
+		b.applier.SetWriteJSON((&fullDisk{armed: true, reserve: b.dir.Path("reserve")}).writeJSON)
+	}
+	if kind.mute {
+		b.bundle.mute()
+	}
 	if kind.refuse != "" {
 		b.bundle.set(func(f *bundle) { f.refuse[kind.refuse] = "no" })
 	}
@@ -340,6 +401,12 @@ func (r *crashRound) runChild(b *bed) error {
 	for {
 		n, err := pr.Read(buf[:])
 		for _, s := range buf[:n] {
+			if s == stopByte {
+				if err := b.bundle.Stop(r.t.Context()); err != nil {
+					return err
+				}
+				continue
+			}
 			if err := b.bundle.Signal(r.t.Context(), bottle.Signal(s)); err != nil {
 				return err
 			}

@@ -56,6 +56,9 @@ func (r *crashRound) run() (ended []string) {
 	if f := r.tm.kind.refuse; f != "" {
 		b.bundle.set(func(u *bundle) { u.refuse[f] = "no" })
 	}
+	if r.tm.kind.mute {
+		b.bundle.mute()
+	}
 	if err := r.runChild(b); err != nil {
 		r.errorf("%v", err)
 		return nil
@@ -94,6 +97,9 @@ func (r *crashRound) adjust(fault func(string)) func(*apply.Config) {
 		c.Now = func() time.Time { return time.Now().Add(r.tm.kind.later) }
 		if fault != nil {
 			c.Fault = fault
+		}
+		if r.tm.kind.mute {
+			c.ConfirmTimeout = muteTimeout
 		}
 	}
 }
@@ -188,6 +194,9 @@ func (r *crashRound) recover(b *bed, root string, j *crashJournal, live bool) st
 		r.errorf("recovery: %v", err)
 		return "not recovered"
 	}
+	if r.tm.kind.mute { // it was stopped, or killed by the signals; the keeper starts it
+		b.bundle.restart()
+	}
 	r.checkFiles(b, j, live)
 	rec := r.checkRequest(b, j, before)
 	r.checkAudit(b)
@@ -206,6 +215,9 @@ func (r *crashRound) recover(b *bed, root string, j *crashJournal, live bool) st
 func (r *crashRound) crashing(b *bed, fault func(string)) {
 	cfg := crashConfig(b.dir, b.desk, queue.AuditTrail{Log: b.log}, b.bundle, r.tm.kind.later)
 	cfg.Fault = fault
+	if r.tm.kind.mute {
+		cfg.ConfirmTimeout = muteTimeout
+	}
 	a, err := apply.New(cfg)
 	if err != nil {
 		r.errorf("%v", err)
@@ -276,7 +288,7 @@ func (r *crashRound) checkRequest(b *bed, j *crashJournal, before *bottle.Record
 	status := rec.State.Status()
 	ok := map[bottle.Status]bool{}
 	switch r.tm.kind.name {
-	case "widening", "routes only", "refused":
+	case "widening", "routes only", "refused", "grant without a reserve":
 		ok[bottle.Applied], ok[bottle.Failed] = granted && r.tm.kind.refuse == "", !granted
 		ok[bottle.Pending] = !granted && j == nil
 	case "mixed":
@@ -285,7 +297,7 @@ func (r *crashRound) checkRequest(b *bed, j *crashJournal, before *bottle.Record
 	case "narrowing":
 		ok[bottle.Applied] = removed
 		ok[bottle.Pending] = !removed && j == nil
-	case "revoke":
+	case "revoke", "revoke on a full disk", "revoke from a mute bundle":
 		ok[bottle.Revoked] = !granted
 		ok[bottle.Applied] = granted && j == nil
 	case "expire":

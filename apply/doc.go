@@ -13,7 +13,8 @@
 // Everything before the journal leaves no trace; everything after it can be finished by [Applier.Recover] from the
 // journal alone, by whichever process comes next. A widening that is not confirmed is rolled back, both files
 // together. A narrowing is never rolled back: the daemon that did not confirm it is killed, and comes back on the new
-// bytes or not at all.
+// bytes or not at all. If the bundle's PID 1 does not say that it has those bytes, or does not do as it is told, the
+// host stops all of it.
 //
 // Files are overwritten in place because they are mounted one by one into the bundle: a rename would leave the bundle
 // on the old inode. A reader can therefore see a mixed file, so each ends in a digest of itself (see [bottle.Seal]) and
@@ -23,7 +24,9 @@
 //
 // Everything that is believed here is the host's: records, journal, the lock, the files' own bytes. Of what the bundle
 // writes, the status files are believed about revisions alone (a bundle that lies there lies about its own state, and
-// gains nothing that it could not do anyway), and spent.json only to end once grants, never to extend anything.
+// gains nothing that it could not do anyway), and spent.json only to end once grants, never to extend anything. A
+// widening needs the bundle's word that it is ready; nothing that it says, leaves out, or makes unreadable stands in
+// the way of a narrowing. Nor does a full disk: see keepReserve.
 //
 // The package knows pipelock.yaml, the bundle's process, the queue and the audit log only through interfaces, so that
 // nothing that can propose a change (mcp, the queue's bundle side) is linked to what can apply one.

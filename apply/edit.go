@@ -55,8 +55,8 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 	if _, err := a.recoverJournals(ctx); err != nil {
 		return Outcome{}, err
 	}
-	st, err := a.ready(ctx)
-	if err != nil {
+	v := a.view(ctx)
+	if err := a.stopped(v); err != nil {
 		return Outcome{}, err
 	}
 	from, err := a.editBase(ctx)
@@ -66,6 +66,9 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 	p, err := a.proposeEdit(from, file, body)
 	if err != nil {
 		return Outcome{}, err
+	}
+	if err := a.unready(v); err != nil && p.widens() {
+		return Outcome{Plan: p}, err
 	}
 	if p.Digest != digest {
 		return Outcome{Plan: p}, fmt.Errorf("%s: your edit now comes to %s, and you were shown %s: %w", file, p.Digest.Short(), digest.Short(), bottle.ErrChanged)
@@ -89,7 +92,7 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 		return Outcome{}, err
 	}
 	c.Gone = a.subjectsOf(ctx, gone, bottle.Revoked)
-	out, err := a.perform(ctx, c, st)
+	out, err := a.perform(ctx, c, v)
 	out.Plan = p
 	return out, err
 }
@@ -139,10 +142,7 @@ func (a *Applier) proposeEdit(from editBase, file string, body []byte) (*Plan, e
 	if err := checkEditable(file); err != nil {
 		return nil, err
 	}
-	env, err := a.env(bottle.Actor{})
-	if err != nil {
-		return nil, err
-	}
+	env := a.env(bottle.Actor{})
 	before, err := bottle.ParseRoutes(from.Routes)
 	if err != nil {
 		return nil, err

@@ -41,8 +41,12 @@ func (a *Applier) rememberEdit(c *change) error {
 }
 
 // Expected returns both files as they should be by what the host knows: the routes of the manifest (or of the last
-// accepted edit), and on top of them, in order, what the records say was approved and has not ended. It is what a torn
-// file is rebuilt from, and what a bottle that starts again with its old records may begin with.
+// accepted edit), and on top of them, in order, what the records say was approved. It is what a torn file is rebuilt
+// from, and what a bottle that starts again with its old records may begin with.
+//
+// What a request opened counts for as long as its grant is in force. What it closed stays closed when the grant ends,
+// by itself or by a revocation, which takes back what was given and gives nothing back; and also if the request failed
+// after that part of it was in force.
 func (a *Applier) Expected(ctx context.Context) (Base, error) {
 	started := time.Time{}
 	meta, err := a.cfg.Dir.LoadMetadata()
@@ -56,17 +60,12 @@ func (a *Applier) Expected(ctx context.Context) (Base, error) {
 	if err != nil {
 		return Base{}, err
 	}
-	recs, err := a.cfg.Records.Approved(ctx)
+	recs, err := a.cfg.Records.Granted(ctx)
 	if err != nil {
 		return Base{}, err
 	}
-	env, err := a.env(bottle.Actor{})
-	if err != nil {
-		return Base{}, err
-	}
-	recs = slices.DeleteFunc(recs, func(r *bottle.Record) bool {
-		return r.State.Status() != bottle.Applied || r.Decision == nil
-	})
+	env := a.env(bottle.Actor{})
+	recs = slices.DeleteFunc(recs, func(r *bottle.Record) bool { return r.Decision == nil || !wasInForce(r) })
 	slices.SortStableFunc(recs, func(x, y *bottle.Record) int { return x.Decision.At.Compare(y.Decision.At) })
 
 	dropEnded(doc, recs, env)
@@ -108,13 +107,26 @@ func (a *Applier) rebuildBase(started time.Time) (doc *bottle.RoutesDoc, pipeloc
 	return doc, pipelock, since, err
 }
 
+// wasInForce reports whether something of what was approved ever was in force.
+func wasInForce(rec *bottle.Record) bool {
+	switch rec.State.Status() {
+	case bottle.Applied, bottle.Expired, bottle.Revoked:
+		return true
+	case bottle.Failed:
+		return len(rec.Revision) > 0
+	}
+	return false
+}
+
 // dropEnded takes grants out of an edited base that are over by now.
-func dropEnded(doc *bottle.RoutesDoc, applied []*bottle.Record, env Env) {
+func dropEnded(doc *bottle.RoutesDoc, recs []*bottle.Record, env Env) {
 	for i, r := range slices.Backward(doc.Routes()) {
 		if r.Grant == nil {
 			continue
 		}
-		lives := slices.ContainsFunc(applied, func(rec *bottle.Record) bool { return rec.Short == r.Grant.Request })
+		lives := slices.ContainsFunc(recs, func(rec *bottle.Record) bool {
+			return rec.Short == r.Grant.Request && rec.State.Status() == bottle.Applied
+		})
 		if !lives || ended(r.Grant, env) {
 			doc.Remove(i)
 		}
@@ -136,6 +148,9 @@ func replay(doc *bottle.RoutesDoc, rec *bottle.Record, started time.Time, env En
 		if err := keep(doc, kept); err != nil {
 			return err
 		}
+	}
+	if rec.State.Status() != bottle.Applied {
+		return nil
 	}
 	if k := d.Duration.Kind; (k == bottle.Session || k == bottle.Once) && d.At.Before(started) {
 		return nil // it lasted until the bottle stopped, which has started anew since

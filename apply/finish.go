@@ -56,21 +56,42 @@ func (a *Applier) recordApproved(ctx context.Context, c *change) error {
 	if err != nil {
 		return err
 	}
-	return a.saveApproved(ctx, c, rec)
+	if d := rec.Decision; rec.State.Status() == bottle.Approved && d != nil && d.Change == c.ID {
+		return a.cfg.Records.Save(ctx, rec) // the second try: the record was written, and the agent not told
+	}
+	rec.Decision = c.Decision
+	if err := rec.Transition(bottle.Approved, c.At); err != nil {
+		return err
+	}
+	return a.cfg.Records.Save(ctx, rec)
 }
 
 // finish makes the outcome durable, then does the bookkeeping that follows from it, each part of which may be done
 // twice, and drops the journal.
 func (a *Applier) finish(ctx context.Context, c *change) error {
 	a.cfg.Fault("outcome")
-	if err := a.saveJournal(c); err != nil {
+	if err := a.withReserve(func() error { return a.saveJournal(c) }); err != nil {
 		return err
 	}
 	return a.keepBooks(ctx, c)
 }
 
-// keepBooks is the part of finish that recovery repeats.
+// A booksError is a change whose files are settled, durably, and which lacks but the bookkeeping. It keeps nobody from
+// narrowing further.
+type booksError struct{ err error }
+
+func (e *booksError) Error() string { return e.err.Error() }
+func (e *booksError) Unwrap() error { return e.err }
+
+// keepBooks is the part of finish that recovery repeats. Nothing of it looks at what the bundle writes.
 func (a *Applier) keepBooks(ctx context.Context, c *change) error {
+	if err := a.withReserve(func() error { return a.writeBooks(ctx, c) }); err != nil {
+		return &booksError{err}
+	}
+	return nil
+}
+
+func (a *Applier) writeBooks(ctx context.Context, c *change) error {
 	for _, e := range c.events() {
 		a.cfg.Fault("audit " + e.Name)
 		if _, err := a.cfg.Trail.RecordOnce(ctx, e); err != nil {
@@ -160,17 +181,20 @@ func (a *Applier) recordOutcome(ctx context.Context, c *change, s subject) error
 	}
 	if c.Kind == kindApprove {
 		if rec.State.Status() == bottle.Pending {
-			err := a.saveApproved(ctx, c, rec)
-			if errors.Is(err, bottle.ErrTampered) && c.Outcome == outcomeFailed {
-				return nil // refused for that very reason, and nothing was written: it stays undecided
+			if c.Refused {
+				return nil // nothing was opened, and it stays undecided
 			}
-			if err != nil {
-				return err
+			rec.Decision = c.Decision
+			if err := rec.Transition(bottle.Approved, c.At); err != nil {
+				return fmt.Errorf("record of %s: %w", s.Short, err)
 			}
 		}
-		rec.Error, rec.GrantEnds, rec.Revision = c.Error, nil, c.revisions()
+		rec.Error, rec.GrantEnds, rec.Revision = c.Error, nil, nil
 		if to == bottle.Applied {
 			rec.GrantEnds = c.GrantEnds
+		}
+		if to == bottle.Applied || c.Narrowed {
+			rec.Revision = c.revisions() // of a failed one: what it closed stays closed, see Expected
 		}
 	}
 	if rec.State.Status() != to {
@@ -200,14 +224,6 @@ func (a *Applier) recordEnd(ctx context.Context, s subject) error {
 		if err := rec.Transition(s.To, a.cfg.Now()); err != nil {
 			return err
 		}
-	}
-	return a.cfg.Records.Save(ctx, rec)
-}
-
-func (a *Applier) saveApproved(ctx context.Context, c *change, rec *bottle.Record) error {
-	rec.Decision = c.Decision
-	if err := rec.Transition(bottle.Approved, c.At); err != nil {
-		return err
 	}
 	return a.cfg.Records.Save(ctx, rec)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"bottle/bottle"
 )
@@ -15,15 +16,17 @@ func clock() bottle.Actor { return bottle.Actor{UID: os.Getuid(), Name: "bottle"
 // Revoke ends a grant: its routes go, what they alone opened is cut, and its request becomes revoked. grant is the
 // request's short ID or UUID. It needs no running bundle.
 //
-// The narrower files stay whatever happens. If a daemon does not confirm them it is killed and the error wraps
-// [bottle.ErrUnconfirmed]; the request is revoked all the same.
+// The narrower files stay whatever happens. If a daemon does not confirm them it is killed, or the whole bundle is
+// stopped if its word can't be relied on, and the error wraps [bottle.ErrUnconfirmed]; the request is revoked all the
+// same. No word of the bundle, or the lack of one, keeps a grant in force.
 func (a *Applier) Revoke(ctx context.Context, grant string, by bottle.Actor) (Outcome, error) {
 	unlock, err := a.cfg.Dir.Lock(ctx)
 	if err != nil {
 		return Outcome{}, err
 	}
 	defer unlock()
-	if _, err := a.recoverJournals(ctx); err != nil {
+	late, err := a.clearWay(ctx)
+	if err != nil {
 		return Outcome{}, err
 	}
 	short := grant
@@ -38,6 +41,9 @@ func (a *Applier) Revoke(ctx context.Context, grant string, by bottle.Actor) (Ou
 		}
 		return out, fmt.Errorf("grant %q: no route carries it (bottle routes lists those that do): %w", grant, bottle.ErrNotFound)
 	}
+	if late != nil {
+		out.Detail = strings.TrimPrefix(out.Detail+"; an earlier change is not written down completely yet: "+late.Error(), "; ")
+	}
 	return out, err
 }
 
@@ -50,9 +56,10 @@ func (a *Applier) Expire(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	defer unlock()
-	if _, err := a.recoverJournals(ctx); err != nil {
+	if _, err := a.clearWay(ctx); err != nil {
 		return 0, err
 	}
+	_ = a.keepReserve() // if it was used up, and there is space again
 	return a.expire(ctx, ended)
 }
 
@@ -68,7 +75,7 @@ func (a *Applier) EndSession(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	defer unlock()
-	if _, err := a.recoverJournals(ctx); err != nil {
+	if _, err := a.clearWay(ctx); err != nil {
 		return 0, err
 	}
 	n, err := a.expire(ctx, over)
@@ -88,10 +95,7 @@ func (a *Applier) endRecords(ctx context.Context, over func(*bottle.Grant, Env) 
 	if err != nil {
 		return 0, err
 	}
-	env, err := a.env(clock())
-	if err != nil {
-		return 0, err
-	}
+	env := a.env(clock())
 	n := 0
 	for _, rec := range recs {
 		d := rec.Decision
@@ -125,10 +129,7 @@ func (a *Applier) end(ctx context.Context, kind string, by bottle.Actor, to bott
 	if err != nil {
 		return Outcome{}, nil, err
 	}
-	env, err := a.env(by)
-	if err != nil {
-		return Outcome{}, nil, err
-	}
+	env := a.env(by)
 	less, shorts, err := sweep(base, env, func(g *bottle.Grant) bool { return gone(g, env) })
 	if err != nil || len(shorts) == 0 {
 		return Outcome{}, nil, err
@@ -142,11 +143,7 @@ func (a *Applier) end(ctx context.Context, kind string, by bottle.Actor, to bott
 		return Outcome{}, nil, err
 	}
 	c.Requests = a.subjectsOf(ctx, shorts, to)
-	st, err := a.mounted(ctx)
-	if err != nil {
-		return Outcome{}, nil, err
-	}
-	out, err := a.perform(ctx, c, st)
+	out, err := a.perform(ctx, c, a.view(ctx))
 	out.Plan = p
 	return out, shorts, err
 }
@@ -169,21 +166,4 @@ func planBetween(env Env, from, to Base, kind string) (*Plan, error) {
 	p.Proposal = bottle.Proposal{Kind: kind, Diffs: diffs}
 	p.Digest = p.Proposal.Digest()
 	return p, err
-}
-
-// mounted returns the bundle's own view of its files if it runs, ready or not: a narrowing does not wait for a daemon
-// that is down. It returns nil if the bottle is stopped.
-func (a *Applier) mounted(ctx context.Context) (*bottle.InitStatus, error) {
-	running, err := a.cfg.Signaler.Running(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("look for the bundle: %w", err)
-	}
-	if !running {
-		return nil, nil //nolint:nilnil // no bundle is an answer
-	}
-	st, err := a.initStatus()
-	if err != nil {
-		return nil, fmt.Errorf("the bundle does not say which files it has mounted; run bottle restart %s: %w", a.cfg.Dir.Name(), err)
-	}
-	return st, nil
 }

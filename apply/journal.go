@@ -50,10 +50,16 @@ type change struct {
 	Error     string              `json:"error,omitempty"`   // of a failure, or of a narrowing that was not confirmed
 	// Unconfirmed names the daemons that were killed because they did not confirm a narrowing.
 	Unconfirmed []string `json:"unconfirmed,omitempty"`
+	// Narrowed: the narrowing steps were begun, and what they closed stays closed, of a failed change too.
+	Narrowed bool `json:"narrowed,omitempty"`
 	// Widened: a widening was begun, and of a failed change it was taken back.
 	Widened bool `json:"widened,omitempty"`
 	// Recovered: the outcome was settled by recovery and not by the apply itself.
 	Recovered bool `json:"recovered,omitempty"`
+	// Refused: the record may not say approved, since the request was tampered with. It stays undecided.
+	Refused bool `json:"refused,omitempty"`
+
+	stopped bool // the bundle was, since it did not do as it was told
 }
 
 const (
@@ -120,10 +126,13 @@ func (c *change) undone() map[string][]byte {
 
 // after returns where the files are once there is an outcome.
 func (c *change) after() map[string][]byte {
-	if c.Outcome == outcomeFailed {
+	switch {
+	case c.Outcome != outcomeFailed:
+		return c.last()
+	case c.Narrowed:
 		return c.undone()
 	}
-	return c.last()
+	return c.first()
 }
 
 // widens reports whether any step does.
@@ -144,7 +153,7 @@ func (a *Applier) journalPath(id string) string {
 
 // saveJournal makes the change, as it is now, durable.
 func (a *Applier) saveJournal(c *change) error {
-	if err := bottle.WriteJSON(a.journalPath(c.ID), c); err != nil {
+	if err := a.writeJSON(a.journalPath(c.ID), c); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	return nil

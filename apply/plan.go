@@ -97,6 +97,11 @@ type Plan struct {
 	steps []step
 }
 
+// widens reports whether any step does. What does not needs no word of the bundle.
+func (p *Plan) widens() bool {
+	return slices.ContainsFunc(p.steps, func(s step) bool { return !s.Narrows })
+}
+
 // Propose works out what an intent does to the files. It is pure. Grants in the base that have ended are left out of
 // account, as if they had been removed before.
 //

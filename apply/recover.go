@@ -42,6 +42,7 @@ func (a *Applier) Recover(ctx context.Context) ([]Recovered, error) {
 }
 
 func (a *Applier) recover(ctx context.Context) ([]Recovered, error) {
+	_ = a.keepReserve() // a full disk is no reason not to recover
 	out, err := a.recoverJournals(ctx)
 	if err != nil {
 		return out, err
@@ -70,38 +71,66 @@ func (a *Applier) recoverJournals(ctx context.Context) ([]Recovered, error) {
 	return out, nil
 }
 
+// clearWay is the recovery that a narrowing begins with. What was left behind is finished, or the files would be
+// anywhere; but a change that lacks only its bookkeeping may go on lacking it (late says why), for the next recovery.
+func (a *Applier) clearWay(ctx context.Context) (late, err error) {
+	left, err := a.leftJournals()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range left {
+		err := a.settle(ctx, c)
+		var books *booksError
+		switch {
+		case errors.As(err, &books):
+			late = errors.Join(late, err)
+		case err != nil:
+			return late, fmt.Errorf("finish change %s (%s %s): %w", c.ID, c.Kind, c.shorts(), err)
+		}
+	}
+	return late, nil
+}
+
 // settle brings the files of a change to where they belong and its books up to date. A crash in it leaves the journal,
 // and the next call does the same again.
 func (a *Applier) settle(ctx context.Context, c *change) error {
 	if c.Outcome != "" {
 		return a.keepBooks(ctx, c)
 	}
-	st, err := a.mounted(ctx)
-	if err != nil {
-		return err
-	}
+	v := a.view(ctx)
 	c.Recovered = true
 	goal := c.undone()
 	c.Outcome = outcomeApplied
 	switch {
-	case st != nil && a.inForce(c.last()):
+	case v.up && a.inForce(c.last()) && (!c.widens() || a.decided(ctx, c)):
 		goal = c.last()
 	case c.widens():
 		c.Outcome, c.Widened = outcomeFailed, true
 		c.Error = "interrupted before it was confirmed in force, and taken back; ask again"
 	}
-	edited, err := a.restore(ctx, c, goal, st)
+	edited, err := a.restore(ctx, c, goal)
 	if err != nil {
 		return err
 	}
+	c.Narrowed = len(edited) == 0
 	if len(edited) > 0 {
 		c.Outcome = outcomeFailed
 		c.Error = fmt.Sprintf("interrupted, and %s was edited by hand meanwhile, which was left as it is; run bottle routes edit, then decide again", strings.Join(edited, " and "))
 	}
-	if st != nil {
+	if v.up {
 		a.enforce(ctx, c, goal, edited)
 	}
 	return a.finish(ctx, c)
+}
+
+// decided reports whether the record says that the request was approved: whether it may be was looked into then, and
+// until then the widening did not count.
+func (a *Applier) decided(ctx context.Context, c *change) bool {
+	if c.Kind != kindApprove {
+		return true
+	}
+	rec, err := a.cfg.Records.Find(ctx, c.Requests[0].ID)
+	return err == nil && rec.State.Status() != bottle.Pending
 }
 
 // inForce reports whether every file holds exactly these bytes and its daemon says so.
@@ -121,8 +150,9 @@ func (a *Applier) inForce(files map[string][]byte) bool {
 
 // restore puts the goal into the files and makes it durable, even where it is there already: a killed process may have
 // left bytes that a power cut would still lose. It returns the files that hold what no interrupted write of this change
-// can have left, which are somebody's edit and not ours to overwrite.
-func (a *Applier) restore(ctx context.Context, c *change, goal map[string][]byte, st *bottle.InitStatus) (edited []string, err error) {
+// can have left, which are somebody's edit and not ours to overwrite. Whether the bundle has these files mounted is seen
+// when it is to confirm them.
+func (a *Applier) restore(ctx context.Context, c *change, goal map[string][]byte) (edited []string, err error) {
 	for _, name := range narrowingOrder {
 		want, touched := goal[name]
 		if !touched {
@@ -131,8 +161,9 @@ func (a *Applier) restore(ctx context.Context, c *change, goal map[string][]byte
 		a.cfg.Fault("restore " + name)
 		now, err := a.readConfig(name)
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && st == nil:
-			if err := bottle.WriteFile(a.cfg.Dir.Path("etc", name), want, 0o600); err != nil {
+		case errors.Is(err, fs.ErrNotExist):
+			create := func() error { return bottle.WriteFile(a.cfg.Dir.Path("etc", name), want, 0o600) }
+			if err := a.withReserve(create); err != nil {
 				return edited, err
 			}
 			continue
@@ -145,19 +176,15 @@ func (a *Applier) restore(ctx context.Context, c *change, goal map[string][]byte
 			edited = append(edited, name)
 			continue
 		}
-		if err := a.overwrite(name, now, want, st); err != nil {
+		if err := a.overwrite(name, now, want); err != nil {
 			return edited, err
 		}
 	}
 	return edited, nil
 }
 
-func (a *Applier) overwrite(name string, now, want []byte, st *bottle.InitStatus) (err error) {
-	mounted, err := a.mountOf(name, st)
-	if err != nil {
-		return err
-	}
-	t, err := a.openTarget(name, mounted)
+func (a *Applier) overwrite(name string, now, want []byte) (err error) {
+	t, err := a.openTarget(name, view{})
 	if err != nil {
 		return err
 	}
@@ -165,7 +192,7 @@ func (a *Applier) overwrite(name string, now, want []byte, st *bottle.InitStatus
 	if bytes.Equal(now, want) {
 		return t.f.Sync()
 	}
-	return t.write(want)
+	return a.withReserve(func() error { return t.write(want) })
 }
 
 // explains reports whether an interrupted write of the change can have left b: each byte is that of one of the file's
@@ -211,11 +238,14 @@ func (a *Applier) enforce(ctx context.Context, c *change, goal map[string][]byte
 		if err == nil {
 			continue
 		}
-		err = a.kill(ctx, c, name, err)
+		err = a.kill(ctx, c, fileChange{File: name, New: b}, err)
 		if c.Error == "" {
 			c.Error = err.Error()
 		} else {
 			c.Error += "; " + err.Error()
+		}
+		if c.stopped {
+			return // it loads all of them when it starts
 		}
 	}
 }

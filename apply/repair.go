@@ -88,15 +88,13 @@ func (a *Applier) rebuild(ctx context.Context, name string, now []byte, there bo
 			}
 		}
 	}
-	st, err := a.mounted(ctx)
-	if err != nil {
-		return err
-	}
+	v := a.view(ctx)
 	rev, err := bottle.CheckSeal(want)
 	if err != nil {
 		return err
 	}
 	e := bottle.Event{Name: eventRebuilt, Change: "rebuilt-" + name + "-" + bottle.Sum(now).Short(), Revision: map[string]bottle.Hash{name: rev}}
+	e.Before, e.After, e.Detail = a.rebuiltDiff(name, want)
 	if _, err := a.cfg.Trail.RecordOnce(ctx, e); err != nil {
 		return err
 	}
@@ -104,53 +102,81 @@ func (a *Applier) rebuild(ctx context.Context, name string, now []byte, there bo
 	if !there { // the bundle, if there is one, has lost its mount of it, and a restart is needed
 		return bottle.WriteFile(a.cfg.Dir.Path("etc", name), want, 0o600)
 	}
-	if err := a.overwrite(name, now, want, st); err != nil {
+	if err := a.overwrite(name, now, want); err != nil {
 		return err
 	}
-	if st == nil {
+	if !v.up {
 		return nil
 	}
 	err = a.confirm(ctx, name, rev, signalFor(name, a.cfg.Pipelock.NeedsReplacement(nil, want)), a.look(name), true)
 	if err != nil {
-		return a.kill(ctx, &change{}, name, err)
+		return a.kill(ctx, &change{}, fileChange{File: name, New: want}, err)
 	}
 	return nil
+}
+
+// rebuiltDiff describes a rebuild for the audit trail. What the file said cannot be known from what is left of it, so
+// the rebuilt one is compared with what the bundle has published, which is its word and said to be; without that, all
+// lines are new.
+func (a *Applier) rebuiltDiff(name string, want []byte) (before, after map[string][]string, detail string) {
+	detail = "compared with nothing: what was in force before is not known"
+	var was []string
+	if b, err := bottle.ReadFile(a.cfg.Dir.Live(name), maxConfig); err == nil {
+		rev, err := bottle.CheckSeal(b)
+		if err == nil {
+			was, err = a.linesOf(name, b)
+		}
+		if err == nil {
+			detail = "compared with what the bundle has published, " + rev.Short()
+		}
+	}
+	is, err := a.linesOf(name, want)
+	if err != nil {
+		return nil, nil, err.Error()
+	}
+	d := bottle.DiffLines(name, was, is)
+	if len(d.Remove) > 0 {
+		before = map[string][]string{name: d.Remove}
+	}
+	if len(d.Add) > 0 {
+		after = map[string][]string{name: d.Add}
+	}
+	return before, after, detail
+}
+
+// linesOf describes a file for a semantic diff.
+func (a *Applier) linesOf(name string, b []byte) ([]string, error) {
+	if name != bottle.RoutesFile {
+		return a.cfg.Pipelock.Lines(b)
+	}
+	doc, err := bottle.ParseRoutes(b)
+	if err != nil {
+		return nil, err
+	}
+	return routeLines(doc.Routes()), nil
 }
 
 func (a *Applier) parses(name string, b []byte) bool {
 	if len(bytes.TrimSpace(b)) == 0 {
 		return false
 	}
-	var err error
-	if name == bottle.RoutesFile {
-		_, err = bottle.ParseRoutes(b)
-	} else {
-		_, err = a.cfg.Pipelock.Lines(b)
-	}
+	_, err := a.linesOf(name, b)
 	return err == nil
 }
 
 // diffOf describes what a hand edit changes, line by line.
 func (a *Applier) diffOf(name string, expected Base, b []byte) ([]string, error) {
-	var was, is []string
-	if name == bottle.RoutesFile {
-		before, err := bottle.ParseRoutes(expected.Routes)
-		if err != nil {
-			return nil, err
-		}
-		after, err := bottle.ParseRoutes(b)
-		if err != nil {
-			return nil, err
-		}
-		was, is = routeLines(before.Routes()), routeLines(after.Routes())
-	} else {
-		var err error
-		if was, err = a.cfg.Pipelock.Lines(expected.Pipelock); err != nil {
-			return nil, err
-		}
-		if is, err = a.cfg.Pipelock.Lines(b); err != nil {
-			return nil, err
-		}
+	want := expected.Routes
+	if name == bottle.PipelockFile {
+		want = expected.Pipelock
+	}
+	was, err := a.linesOf(name, want)
+	if err != nil {
+		return nil, err
+	}
+	is, err := a.linesOf(name, b)
+	if err != nil {
+		return nil, err
 	}
 	d := bottle.DiffLines(name, was, is)
 	var out []string

@@ -12,25 +12,33 @@ import (
 	"bottle/bottle"
 )
 
-// perform carries out a change whose bundle is ready. On return either the change is finished, or an error says what
+// perform carries out a change; a widening needs a bundle that is ready. On return either the change is finished, or an error says what
 // is left, and a journal from which [Applier.Recover] finishes it.
 //
 // The caller holds the lock, and has compared what the operator saw with what this change does.
-func (a *Applier) perform(ctx context.Context, c *change, st *bottle.InitStatus) (Outcome, error) {
+func (a *Applier) perform(ctx context.Context, c *change, v view) (Outcome, error) {
 	begin := time.Now()
 	out := Outcome{Change: c.ID}
-	ts, err := a.openTargets(c, st)
+	ts, err := a.openTargets(c, v)
 	if err != nil {
 		return out, err
 	}
 	defer ts.close()
 
+	// A widening may not use what is kept in reserve for taking it back.
+	spend := a.withReserve
+	if c.widens() {
+		if err := a.keepReserve(); err != nil {
+			return out, fmt.Errorf("journal: nothing was changed, because no space can be kept for taking it back: %w", err)
+		}
+		spend = spare
+	}
 	a.cfg.Fault("journal")
-	if err := a.saveJournal(c); err != nil {
+	if err := spend(func() error { return a.saveJournal(c) }); err != nil {
 		return out, err
 	}
 	a.cfg.Fault("audit apply-started")
-	if err := a.cfg.Trail.Record(ctx, c.started()); err != nil {
+	if err := spend(func() error { return a.cfg.Trail.Record(ctx, c.started()) }); err != nil {
 		return out, errors.Join(fmt.Errorf("nothing was changed, because the audit trail can't be written: %w", err), a.dropJournal(c))
 	}
 	// From here on an interrupt only shortens the wait for a widening, which is then taken back.
@@ -38,10 +46,11 @@ func (a *Applier) perform(ctx context.Context, c *change, st *bottle.InitStatus)
 	// The journal holds the decision, so the record of it need not be waited for before the files are written, but
 	// before a widening counts: it is refused if the request was tampered with.
 	saved := make(chan error, 1)
-	go func() { saved <- a.recordApproved(whole, c) }()
+	go func() { saved <- spend(func() error { return a.recordApproved(whole, c) }) }()
 	record := sync.OnceValue(func() error { return <-saved })
 	failure, err := a.runSteps(ctx, c, ts, record)
-	_ = record() // it is waited for in any case; its error counted where it had to, or finish meets it again
+	// It is waited for in any case; its error counted where it had to, or finish meets it again.
+	c.Refused = errors.Is(record(), bottle.ErrTampered)
 	out.Took = time.Since(begin)
 	if err != nil { // a file could be neither written nor restored; the journal stays
 		return out, fmt.Errorf("%w; it is written down in the journal and will be finished by the keeper or by the next command", err)
@@ -101,12 +110,14 @@ func (a *Applier) runSteps(ctx context.Context, c *change, ts *targets, record f
 // narrow writes each file, whatever becomes of the one before: less is never undone. A daemon that does not confirm
 // is killed.
 func (a *Applier) narrow(ctx context.Context, c *change, s step, ts *targets) (failure, err error) {
+	c.Narrowed = true
 	for _, f := range s.Files {
-		problem := a.install(ctx, ts, f, false)
+		problem := a.install(ctx, ts, f, narrowing)
 		switch {
 		case problem == nil:
 		case errors.Is(problem, bottle.ErrUnconfirmed):
-			failure = errors.Join(failure, a.kill(ctx, c, f.File, problem))
+			failure = errors.Join(failure, a.kill(ctx, c, f, problem))
+			ts.live = ts.live && !c.stopped // then what comes next waits for the start
 		default:
 			err = errors.Join(err, problem)
 		}
@@ -117,25 +128,12 @@ func (a *Applier) narrow(ctx context.Context, c *change, s step, ts *targets) (f
 	return failure, err
 }
 
-// kill stops the daemon of a file that is not confirmed, so that it comes back on what is published, or not at all.
-func (a *Applier) kill(ctx context.Context, c *change, file string, why error) error {
-	daemon := daemonOf(file)
-	if !slices.Contains(c.Unconfirmed, daemon) {
-		c.Unconfirmed = append(c.Unconfirmed, daemon)
-	}
-	a.cfg.Fault("kill " + daemon)
-	if err := a.cfg.Signaler.Signal(ctx, killFor(file)); err != nil {
-		return fmt.Errorf("%w; and the bundle can't be told to stop %s (%w): stop the bottle", why, daemon, err)
-	}
-	return fmt.Errorf("%w; the narrower config stays, and %s was killed and stays down until it has loaded it", why, daemon)
-}
-
 // widen writes the files in order and takes all of them back if one is not confirmed, or the approval not recorded.
 func (a *Applier) widen(ctx context.Context, c *change, s step, ts *targets, record func() error) (failure, err error) {
 	c.Widened = true
 	written := s.Files
 	for i, f := range s.Files {
-		if failure = a.install(ctx, ts, f, false); failure != nil {
+		if failure = a.install(ctx, ts, f, widening); failure != nil {
 			written = s.Files[:i+1]
 			break
 		}
@@ -157,9 +155,10 @@ func (a *Applier) rollBack(ctx context.Context, c *change, files []fileChange, t
 	for _, f := range slices.Backward(files) {
 		a.cfg.Fault("roll back " + f.File)
 		back := fileChange{File: f.File, New: f.Old, Replace: f.Replace}
-		err := a.install(ctx, ts, back, true)
+		err := a.install(ctx, ts, back, goingBack)
 		if errors.Is(err, bottle.ErrUnconfirmed) {
-			_ = a.kill(ctx, c, f.File, err) // the failure itself is what is reported
+			_ = a.kill(ctx, c, back, err) // the failure itself is what is reported
+			ts.live = ts.live && !c.stopped
 			continue
 		}
 		bad = errors.Join(bad, err)

@@ -1,9 +1,6 @@
 package apply
 
 import (
-	"errors"
-	"fmt"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -50,27 +47,25 @@ func sweep(base Base, env Env, gone func(*bottle.Grant) bool) (Base, []string, e
 }
 
 // env returns what plans of this moment depend on.
-func (a *Applier) env(by bottle.Actor) (Env, error) {
+func (a *Applier) env(by bottle.Actor) Env {
 	env := Env{Pipelock: a.cfg.Pipelock, Credentials: a.cfg.Credentials, By: by, At: a.cfg.Now()}
 	id, boot, err := a.cfg.Boot()
 	if err == nil { // else the wall clock ends grants alone
 		env.BootID, env.Boot = id, boot
 	}
-	env.Spent, err = a.spent()
-	return env, err
+	env.Spent = a.spent()
+	return env
 }
 
-// spent reads which once grants are used up, and their request is over. A file that is damaged says nothing, and then egress, which wrote it,
-// refuses those grants by itself.
-func (a *Applier) spent() (map[string]time.Time, error) {
+// spent reads which once grants are used up, and their request is over. A file that can't be read, for whatever reason,
+// says nothing, and then egress, which wrote it, refuses those grants by itself; it must not keep others from ending.
+func (a *Applier) spent() map[string]time.Time {
 	var s bottle.Spent
-	err := bottle.ReadJSON(a.cfg.Dir.SpentFile(), maxSpent, &s)
-	switch {
-	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, bottle.ErrCorrupt), errors.Is(err, bottle.ErrNewer):
-		for _, grant := range s.Open { // its request is still under way; taking the route out would cut it
-			delete(s.Spent, grant)
-		}
-		return s.Spent, nil
+	if err := bottle.ReadJSON(a.cfg.Dir.SpentFile(), maxSpent, &s); err != nil {
+		return nil
 	}
-	return nil, fmt.Errorf("spent grants: %w", err)
+	for _, grant := range s.Open { // its request is still under way; taking the route out would cut it
+		delete(s.Spent, grant)
+	}
+	return s.Spent
 }

@@ -16,18 +16,18 @@ import (
 // maxConfig bounds a config file in bytes, as the bundle does.
 const maxConfig = 4 << 20
 
-// A target is a config file that is open for writing in place, and known to be the one that the bundle has mounted.
+// A target is a config file that is open for writing in place.
 type target struct {
 	name  string // routes.yaml
 	f     *os.File
+	doubt error // why it may not be what the bundle has mounted; nil for a widening
 	chunk int
 	fault func(string)
 }
 
 // openTarget opens a config file for writing without following a link, creating or truncating anything, and refuses
-// what is not exactly one regular file under one name. With a mounted, it must be the very inode that the bundle sees:
-// an editor that writes by rename leaves the bundle on the old one, and a write would then be in force nowhere.
-func (a *Applier) openTarget(name string, mounted *bottle.MountedFile) (*target, error) {
+// what is not exactly one regular file under one name.
+func (a *Applier) openTarget(name string, v view) (*target, error) {
 	path := a.cfg.Dir.Path("etc", name)
 	// O_NONBLOCK: the open of a FIFO without a reader fails (ENXIO) instead of waiting for one.
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -40,29 +40,28 @@ func (a *Applier) openTarget(name string, mounted *bottle.MountedFile) (*target,
 		}
 		return nil, fmt.Errorf("write config: %w", err)
 	}
-	if err := checkTarget(f, path, a.cfg.Dir.Name(), mounted); err != nil {
+	doubt, err := checkTarget(f, name, path, a.cfg.Dir.Name(), v)
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &target{name: name, f: f, chunk: a.chunk, fault: a.cfg.Fault}, nil
+	return &target{name: name, f: f, doubt: doubt, chunk: a.chunk, fault: a.cfg.Fault}, nil
 }
 
-func checkTarget(f *os.File, path, bottleName string, mounted *bottle.MountedFile) error {
+func checkTarget(f *os.File, name, path, bottleName string, v view) (doubt, err error) {
 	info, err := f.Stat()
 	if err != nil {
-		return fmt.Errorf("write config: %w", err)
+		return nil, fmt.Errorf("write config: %w", err)
 	}
 	st, ok := info.Sys().(*syscall.Stat_t)
 	switch {
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("write %s: %s, not a regular file; remove it, then run bottle restart %s: %w", path, info.Mode().Type(), bottleName, bottle.ErrCorrupt)
+		return nil, fmt.Errorf("write %s: %s, not a regular file; remove it, then run bottle restart %s: %w", path, info.Mode().Type(), bottleName, bottle.ErrCorrupt)
 	case !ok:
-		return fmt.Errorf("write %s: no inode known: %w", path, bottle.ErrCorrupt)
+		return nil, fmt.Errorf("write %s: no inode known: %w", path, bottle.ErrCorrupt)
 	case st.Nlink != 1:
-		return fmt.Errorf("write %s: it has %d names (hard links), so the write would change another file too; copy it, put the copy in its place, then run bottle restart %s: %w", path, st.Nlink, bottleName, bottle.ErrCorrupt)
-	case mounted != nil && (st.Dev != mounted.Dev || st.Ino != mounted.Ino):
-		return fmt.Errorf("write %s: the bundle has another file mounted (inode %d, not %d; an editor replaced it?); run bottle restart %s: %w", path, mounted.Ino, st.Ino, bottleName, bottle.ErrCorrupt)
+		return nil, fmt.Errorf("write %s: it has %d names (hard links), so the write would change another file too; copy it, put the copy in its place, then run bottle restart %s: %w", path, st.Nlink, bottleName, bottle.ErrCorrupt)
 	}
-	return nil
+	return v.doubt(name, path, uint64(st.Dev), st.Ino, bottleName), nil //nolint:unconvert // the width of Dev differs between architectures
 }
 
 // write overwrites the file. It is never empty and never without a last line in between: the new bytes go over the old
@@ -93,39 +92,26 @@ func (t *target) write(b []byte) error {
 // targets are the files of one change.
 type targets struct {
 	open map[string]*target
-	live bool // there is a bundle that has them mounted
+	live bool // there is a bundle that is to take them
 }
 
 // openTargets opens every file that a change touches, so that what can be refused is refused before anything is
-// written. st is nil if no bundle runs. The caller closes them.
-func (a *Applier) openTargets(c *change, st *bottle.InitStatus) (*targets, error) {
-	ts := &targets{open: map[string]*target{}, live: st != nil}
+// written. What the bundle says of its mounts bars a widening only. The caller closes them.
+func (a *Applier) openTargets(c *change, v view) (*targets, error) {
+	ts := &targets{open: map[string]*target{}, live: v.up}
 	for _, name := range c.touched() {
-		m, err := a.mountOf(name, st)
-		if err != nil {
-			ts.close()
-			return nil, err
-		}
-		t, err := a.openTarget(name, m)
+		t, err := a.openTarget(name, v)
 		if err != nil {
 			ts.close()
 			return nil, err
 		}
 		ts.open[name] = t
+		if t.doubt != nil && c.widens() {
+			ts.close()
+			return nil, t.doubt
+		}
 	}
 	return ts, nil
-}
-
-// mountOf returns what the bundle says of a file, or nil if there is no bundle.
-func (a *Applier) mountOf(name string, st *bottle.InitStatus) (*bottle.MountedFile, error) {
-	if st == nil {
-		return nil, nil //nolint:nilnil // without a bundle there is nothing to compare with
-	}
-	m, ok := st.Files[name]
-	if !ok {
-		return nil, fmt.Errorf("write %s: the bundle does not say which file it has mounted; run bottle restart %s: %w", name, a.cfg.Dir.Name(), bottle.ErrCorrupt)
-	}
-	return &m, nil
 }
 
 // close needs no error: every write was followed by an fsync whose error counted.
