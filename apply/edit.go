@@ -67,7 +67,8 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 	if err != nil {
 		return Outcome{}, err
 	}
-	if err := a.unready(v); err != nil && p.widens() {
+	// A bundle that came up on a file edited by hand waits for this very edit, and is not ready until then.
+	if err := a.unready(v); err != nil && p.widens() && (v.init == nil || !from.handEdited()) {
 		return Outcome{Plan: p}, err
 	}
 	if p.Digest != digest {
@@ -101,6 +102,16 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 type editBase struct {
 	Base                   // sealed: what should be there
 	disk map[string][]byte // what is there
+}
+
+// handEdited reports whether a file is not as this package left it.
+func (b editBase) handEdited() bool {
+	for _, disk := range b.disk {
+		if _, err := bottle.CheckSeal(disk); err != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // editBase reads both files. In the place of one that was edited by hand it takes what should be there, so that the

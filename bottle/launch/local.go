@@ -149,6 +149,9 @@ func (l *Local) WaitReady(ctx context.Context) (bottle.InitStatus, error) {
 		if err == nil && st.Ready {
 			return st, nil
 		}
+		if why := refused(st); err == nil && why != "" {
+			return st, fmt.Errorf("the daemons wait for a file that was damaged or edited by hand (%s); bottle routes edit (or allowlist edit) --bottle %s shows the difference, and adopts or drops it", why, l.dir.Name())
+		}
 		if running, _ := l.Running(ctx); err == nil && !running {
 			why := st.Error
 			if why == "" {
@@ -162,6 +165,16 @@ func (l *Local) WaitReady(ctx context.Context) (bottle.InitStatus, error) {
 		case <-tick.C:
 		}
 	}
+}
+
+// refused says which config init would not publish, if it has none to go on with.
+func refused(st bottle.InitStatus) string {
+	for _, f := range st.Files {
+		if f.Refused != nil && f.Published == "" {
+			return f.Refused.Error
+		}
+	}
+	return ""
 }
 
 func notReady(st bottle.InitStatus) string {

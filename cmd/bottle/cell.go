@@ -292,7 +292,7 @@ func (c *cell) approve(ctx context.Context, rec *bottle.Record, o prompt.Offer, 
 }
 
 func outcomeText(short string, out apply.Outcome) string {
-	s := fmt.Sprintf("%s %s in %s", short, out.Status, out.Took.Round(100*time.Microsecond))
+	s := fmt.Sprintf("%s %s in %s", short, cmp.Or(string(out.Status), "changed"), out.Took.Round(100*time.Microsecond))
 	for _, f := range slices.Sorted(keysOf(out.Revision)) {
 		s += fmt.Sprintf("\n  %s is at %s, confirmed in force", f, out.Revision[f].Short())
 	}
