@@ -122,6 +122,9 @@ func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig
 			if err := context.Cause(ctx); !errors.Is(err, context.DeadlineExceeded) {
 				return fmt.Errorf("%s: interrupted before %s confirmed %s: %w", file, daemonOf(file), rev.Short(), bottle.ErrUnconfirmed)
 			}
+			if a.look(file).inForce == rev { // but init, which a strict confirmation needs too, has no such word
+				return fmt.Errorf("%s: the bundle's supervisor did not say within %s that it has published %s from this file: %w", file, a.cfg.ConfirmTimeout, rev.Short(), bottle.ErrUnconfirmed)
+			}
 			return fmt.Errorf("%s: %s did not say within %s that %s is in force%s: %w", file, daemonOf(file), a.cfg.ConfirmTimeout, rev.Short(), a.lastWord(file), bottle.ErrUnconfirmed)
 		case <-resignal.C:
 			// That it fails now may be a bundle that is being started anew, which then reads the new file.
