@@ -123,11 +123,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
 	s.leaves, s.denials = newLeaves(authority, s.now), newDenials(s.now)
-	roots, err := rootPool(cfg.UpstreamCA)
-	if err != nil {
+	if s.up, err = newUpstreams(s.hop, cfg.UpstreamCA); err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
-	s.up = newUpstreams(s.hop, roots)
 	if s.spent, err = openSpent(cfg.SpentPath, s.now); err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
@@ -174,6 +172,16 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	})
 	group.Go(func() error { return s.steer(ctx, took) })
+	group.Go(func() error {
+		select {
+		case <-ctx.Done():
+		case <-time.After(trustAfter):
+			if err := s.up.trust(); err != nil {
+				s.log.Error("no upstream can be verified", "error", err)
+			}
+		}
+		return nil
+	})
 	group.Go(func() error {
 		<-ctx.Done()
 		_ = keys.Close()

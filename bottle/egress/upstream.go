@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,7 +23,8 @@ const (
 	// responseTimeout is how long an upstream may think between the request and the head of
 	// its response. Models do think for minutes.
 	responseTimeout  = 15 * time.Minute
-	maxResponseHead  = 256 << 10 // bytes
+	maxResponseHead  = 256 << 10   // bytes
+	trustAfter       = time.Second // from the start, when nothing else waits
 	idleTimeout      = 90 * time.Second
 	maxIdlePerHost   = 64
 	maxIdleUpstreams = 512
@@ -35,9 +37,16 @@ type upstreams struct {
 	// The same without connections to reuse: net/http sends a request again if a kept one
 	// turns out dead, and what a grant for one use lets through must be sent once.
 	httpsOnce, httpOnce *http.Transport
+	// trust loads the roots that upstreams are verified against, once. It takes tens of
+	// milliseconds, which the start of a bundle need not wait for.
+	trust func() error
 }
 
-func newUpstreams(h *hop, roots *x509.CertPool) *upstreams {
+// newUpstreams takes the operator's own roots, in PEM form.
+func newUpstreams(h *hop, extra []byte) (*upstreams, error) {
+	if len(extra) > 0 && !x509.NewCertPool().AppendCertsFromPEM(extra) {
+		return nil, fmt.Errorf("upstream_ca: no certificate in PEM form: %w", bottle.ErrInvalid)
+	}
 	base := func() *http.Transport {
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(true)
@@ -51,7 +60,7 @@ func newUpstreams(h *hop, roots *x509.CertPool) *upstreams {
 	}
 	u := &upstreams{https: base(), http: base()}
 	// The transport sets the server name to the URL's host, which is the canonical one.
-	u.https.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	u.https.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()} // none, before trust
 	u.https.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
 		to, err := parseAuthority(addr, 0)
 		if err != nil {
@@ -67,7 +76,15 @@ func newUpstreams(h *hop, roots *x509.CertPool) *upstreams {
 	u.http.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dial(ctx) }
 	u.httpsOnce, u.httpOnce = u.https.Clone(), u.http.Clone()
 	u.httpsOnce.DisableKeepAlives, u.httpOnce.DisableKeepAlives = true, true
-	return u
+	u.trust = sync.OnceValue(func() error {
+		roots, err := rootPool(extra)
+		if err != nil {
+			return err
+		}
+		u.https.TLSClientConfig.RootCAs, u.httpsOnce.TLSClientConfig.RootCAs = roots, roots
+		return nil
+	})
+	return u, nil
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -75,6 +92,11 @@ func (u *upstreams) RoundTrip(r *http.Request) (*http.Response, error) {
 	ex, ok := r.Context().Value(exchangeKey{}).(*exchange)
 	if !ok {
 		return nil, errors.New("a request that nobody judged")
+	}
+	if ex.query.TLS {
+		if err := u.trust(); err != nil {
+			return nil, err
+		}
 	}
 	switch {
 	case ex.query.TLS && ex.single:
@@ -100,9 +122,7 @@ func rootPool(extra []byte) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("system roots: %w", err)
 	}
-	if len(extra) > 0 && !pool.AppendCertsFromPEM(extra) {
-		return nil, fmt.Errorf("upstream_ca: no certificate in PEM form: %w", bottle.ErrInvalid)
-	}
+	pool.AppendCertsFromPEM(extra) // newUpstreams has checked them
 	return pool, nil
 }
 
