@@ -271,10 +271,11 @@ that nothing else allows are cut within a second; others are not touched.`,
 
 func (c *cell) revoke(ctx context.Context, rec *bottle.Record) (string, error) {
 	out, err := c.apply.Revoke(ctx, rec.Short, operator())
-	if err != nil {
+	if err != nil && !errors.Is(err, bottle.ErrUnconfirmed) {
 		return "", err
 	}
-	if err := c.forgetPermanent(ctx, rec.Short); err != nil {
+	// Unconfirmed, it is revoked all the same: the daemon stays down until it has loaded it.
+	if err := errors.Join(err, c.forgetPermanent(ctx, rec.Short)); err != nil {
 		return "", err
 	}
 	return outcomeText(rec.Short, out), nil
