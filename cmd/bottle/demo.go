@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -34,6 +35,7 @@ waits; you decide in this terminal. Without a terminal, or with --yes, the demo 
 by itself and says so. It exits with 0 only if every step was verified.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			signal.Ignore(syscall.SIGPIPE) // a reader that goes away (| head) must not leave the bottle behind
 			return a.demo(cmd.Context(), yes)
 		},
 	}

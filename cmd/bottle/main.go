@@ -36,8 +36,8 @@ func main() {
 	_ = unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) // it can't fail
 	// A descriptor that the caller left open is not for the keeper and the daemons, which
 	// would hold it for as long as the bottle runs.
-	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC) // an old kernel can't
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)                                       // an old kernel can't
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // HUP: the terminal's window was closed
 	code := run(ctx, os.Args[1:])
 	stop()
 	os.Exit(code)
