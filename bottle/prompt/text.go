@@ -42,7 +42,29 @@ func Lines(s string, limit int) []string {
 // Clip is [Text] of at most n runes, marked where it was cut.
 func Clip(s string, n int) string { return escape(s, n) }
 
+// plain reports whether nothing of s needs an escape: it is ASCII without controls and
+// without long runs of spaces, as most of what is shown is.
+func plain(s string) bool {
+	run := 0
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c < ' ' || c >= 0x7f:
+			return false
+		case c == ' ':
+			if run++; run == maxSpaces {
+				return false
+			}
+		default:
+			run = 0
+		}
+	}
+	return true
+}
+
 func escape(s string, limit int) string {
+	if plain(s) && (limit == 0 || len(s) <= limit) {
+		return s
+	}
 	var b strings.Builder
 	foreign := foreignLetters(s)
 	marks, shown := 0, 0

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"text/tabwriter"
@@ -87,13 +89,14 @@ func (a *app) listRequests(ctx context.Context, all bool) error {
 		return nil
 	}
 	now := time.Now()
-	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
+	out := bufio.NewWriter(a.out) // a tabwriter writes cell by cell
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tBOTTLE\tSTATUS\tASKED\tTIMES\tWHAT")
 	for _, r := range recs {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", r.Short, prompt.Text(r.Bottle), r.Status,
 			prompt.Ago(now.Sub(r.CreatedAt)), r.Attempts, summary(bottle.Ask{Add: r.Entries, Remove: r.Remove}))
 	}
-	return w.Flush()
+	return errors.Join(w.Flush(), out.Flush())
 }
 
 // summary is the ask in one line, harmless and bounded.
