@@ -133,6 +133,9 @@ func (d *Dir) SpentFile() string { return d.Path("status", "spent.json") }
 // Live is the verified copy of a config file, which init publishes and daemons read.
 func (d *Dir) Live(file string) string { return d.Path("run", "bundle", file) }
 
+// HopFile is where init tells egress which pipelock to use; see [Hop].
+func (d *Dir) HopFile() string { return d.Path("run", "bundle", DaemonEgress, "hop.json") }
+
 // DaemonStatus is the path of a daemon's status.
 func (d *Dir) DaemonStatus(daemon string) string { return d.Path("status", daemon+".json") }
 

@@ -10,10 +10,12 @@ type Signal int
 const (
 	SignalReload          = Signal(syscall.SIGHUP)  // verify and publish routes.yaml; egress reloads
 	SignalReloadPipelock  = Signal(syscall.SIGUSR2) // verify and publish pipelock.yaml; pipelock reloads
-	SignalReplacePipelock = Signal(syscall.SIGUSR1) // verify and publish pipelock.yaml; pipelock alone is started anew
+	SignalReplacePipelock = Signal(syscall.SIGUSR1) // verify and publish pipelock.yaml; a new pipelock takes over, then the old one drains
 	// SignalRestartEgress (SIGRTMIN+1 as glibc and the engine count) kills an egress that
 	// did not confirm a narrowing; it comes back on the published config or not at all.
 	SignalRestartEgress = Signal(35)
+	// SignalRestartPipelock (SIGRTMIN+2) does the same to pipelock, the draining ones included.
+	SignalRestartPipelock = Signal(36)
 )
 
 // String is the name that kill(1) and the engine know.
@@ -27,6 +29,8 @@ func (s Signal) String() string {
 		return "USR1"
 	case SignalRestartEgress:
 		return "RTMIN+1"
+	case SignalRestartPipelock:
+		return "RTMIN+2"
 	}
 	return syscall.Signal(s).String()
 }

@@ -26,6 +26,7 @@ type DaemonStatus struct {
 	LoadedAt time.Time         `json:"loaded_at,omitzero"`
 	Refused  *Refusal          `json:"refused,omitempty"` // the newest config that it would not load
 	Listen   string            `json:"listen,omitempty"`  // host:port or a socket path
+	Hop      string            `json:"hop,omitempty"`     // of egress: the pipelock that new connections go to, host:port
 	Needs    []string          `json:"needs,omitempty"`   // credentials that it has not been handed, by name
 	Error    string            `json:"error,omitempty"`
 	Counters map[string]uint64 `json:"counters,omitempty"`
@@ -36,6 +37,13 @@ type Refusal struct {
 	Revision Hash      `json:"revision"` // as its revision line claims; empty if it has none
 	Error    string    `json:"error"`
 	At       time.Time `json:"at"`
+}
+
+// A Hop is run/bundle/egress/hop.json, in which init tells egress which pipelock new
+// connections go to. Egress reads it at its start and on each reload, and says in its status which it uses.
+type Hop struct {
+	Schema   int    `json:"schema"`
+	Pipelock string `json:"pipelock"` // host:port, of loopback
 }
 
 // An InitStatus is status/init.json, written by the bundle's supervisor.
