@@ -39,11 +39,14 @@ type Resolver interface {
 
 // GateConfig configures the built-in gate.
 type GateConfig struct {
-	Config     string            // required: path of the live, sealed pipelock.yaml
-	Listener   net.Listener      // where to serve; or
-	Listen     string            // host:port of loopback to listen on, if there is no Listener
-	Secret     string            // what egress must know, see bottle.ProxyUserinfo; empty: nothing is asked for
-	StatusPath string            // where to write a bottle.DaemonStatus; empty: nowhere
+	Config   string       // required: path of the live, sealed pipelock.yaml
+	Listener net.Listener // TCP of loopback to serve on, inherited from init; Run closes it. Or
+	Listen   string       // host:port of loopback to listen on, if there is no Listener
+	Secret   string       // what egress must know, see bottle.ProxyUserinfo; empty: nothing is asked for
+	// Report is told what is in force: at the start, after each reload, and at the end. Its
+	// error is logged, and the gate goes on.
+	Report     func(bottle.DaemonStatus) error
+	StatusPath string            // where to write the same if there is no Report; empty: nowhere
 	Resolve    map[string]string // host -> IP address, before any resolver; still classified
 	AllowCIDRs []netip.Prefix    // address classes that the operator opened; see allow.Classify
 	Resolver   Resolver          // nil: the system's
@@ -111,6 +114,9 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}
+	if cfg.Report == nil && cfg.StatusPath != "" {
+		cfg.Report = func(st bottle.DaemonStatus) error { return bottle.WriteStatus(cfg.StatusPath, st) }
+	}
 	g := &Gate{
 		cfg:      cfg,
 		log:      cfg.Logger,
@@ -135,14 +141,8 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 		return nil, fmt.Errorf("pipelock gate: not started: %w", err)
 	}
 	g.table = t
-	if g.listener = cfg.Listener; g.listener == nil {
-		// Whoever reaches the gate is taken for egress, so nobody else may.
-		if a, err := netip.ParseAddrPort(cfg.Listen); err != nil || !a.Addr().IsLoopback() {
-			return nil, fmt.Errorf("pipelock gate: listen on %q: give a loopback address and a port, such as 127.0.0.1:0", cfg.Listen)
-		}
-		if g.listener, err = (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen); err != nil {
-			return nil, fmt.Errorf("pipelock gate: listen on %s: %w", cfg.Listen, err)
-		}
+	if g.listener, err = listener(cfg); err != nil {
+		return nil, err
 	}
 	g.newForward()
 	g.status = bottle.DaemonStatus{
@@ -150,6 +150,25 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 		Listen: g.listener.Addr().String(), Revision: t.revision, LoadedAt: time.Now().UTC(),
 	}
 	return g, nil
+}
+
+// listener returns the one that the gate was given, or makes one. Whoever reaches the gate
+// is taken for egress, so it must be of loopback either way.
+func listener(cfg GateConfig) (net.Listener, error) {
+	if cfg.Listener != nil {
+		if a, ok := cfg.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+			return nil, fmt.Errorf("pipelock gate: serve on %s: give a TCP listener of a loopback address", cfg.Listener.Addr())
+		}
+		return cfg.Listener, nil
+	}
+	if a, err := netip.ParseAddrPort(cfg.Listen); err != nil || !a.Addr().IsLoopback() {
+		return nil, fmt.Errorf("pipelock gate: listen on %q: give a loopback address and a port, such as 127.0.0.1:0", cfg.Listen)
+	}
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("pipelock gate: listen on %s: %w", cfg.Listen, err)
+	}
+	return l, nil
 }
 
 // Addr returns the address that the gate listens on.
@@ -196,7 +215,7 @@ func (g *Gate) Run(ctx context.Context) error {
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(g.listener) }()
-	g.writeStatus()
+	g.report()
 
 	for {
 		select {
@@ -205,7 +224,7 @@ func (g *Gate) Run(ctx context.Context) error {
 			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 				g.log.Warn("serving ended otherwise than by the stop", "error", err.Error())
 			}
-			g.writeStatus()
+			g.report()
 			g.log.Info("pipelock gate stopped")
 			return nil
 		case err := <-served:
@@ -228,7 +247,7 @@ func (g *Gate) reload() {
 	if err != nil {
 		g.status.Refused = &bottle.Refusal{Revision: claimed, Error: err.Error(), At: time.Now().UTC()}
 		g.log.Error("config_reload", "status", "refused", "error", err.Error(), "in_force", g.status.Revision)
-		g.writeStatus()
+		g.report()
 		return
 	}
 	g.mu.Lock()
@@ -247,18 +266,18 @@ func (g *Gate) reload() {
 	g.plain.CloseIdleConnections()
 	g.status.Revision, g.status.LoadedAt, g.status.Refused = t.revision, time.Now().UTC(), nil
 	g.log.Info("config_reload", "status", "success", "config_hash", t.rawHash, "revision", t.revision, "hosts", len(t.ports), "cut", cut)
-	g.writeStatus()
+	g.report()
 }
 
-func (g *Gate) writeStatus() {
-	if g.cfg.StatusPath == "" {
+func (g *Gate) report() {
+	if g.cfg.Report == nil {
 		return
 	}
 	g.status.Counters = map[string]uint64{
 		"allowed": g.counters.allowed.Load(), "refused": g.counters.refused.Load(),
 		"failed": g.counters.failed.Load(), "cut": g.counters.cut.Load(),
 	}
-	if err := bottle.WriteStatus(g.cfg.StatusPath, g.status); err != nil {
+	if err := g.cfg.Report(g.status); err != nil {
 		g.log.Error("can't say what is in force", "error", err.Error())
 	}
 }
