@@ -3,14 +3,12 @@ package egress
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"strconv"
-	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -18,75 +16,73 @@ import (
 )
 
 const (
-	hopRetry    = 2 * time.Second  // how long a pipelock that is being replaced is waited for
-	hopTimeout  = 30 * time.Second // until it answers a CONNECT; it resolves and dials meanwhile
-	maxHopHead  = 64 << 10         // bytes of its answer's head
-	maxHopBody  = 16 << 10         // bytes of a refusal's text that are read
-	layerHeader = "X-Bottle-Layer" // names who refused
+	hopRetry   = 2 * time.Second  // how long a pipelock that is gone is waited for
+	hopTimeout = 30 * time.Second // until it answers a CONNECT; it resolves and dials meanwhile
+	maxHopHead = 64 << 10         // bytes of its answer's head
 )
 
-// The layers that a refusal can come from.
-const (
-	layerEgress   = "egress"
-	layerPipelock = "pipelock"
-	layerUpstream = "upstream"
-)
-
-// A hop is pipelock, by which everything goes that goes out.
+// A hop is pipelock, by which everything goes that goes out. Its address changes when
+// another pipelock takes over; see [upstreams.use].
 type hop struct {
-	addr   string // host:port
-	secret string // of which pipelock knows egress; "" if it asks for none
+	addr   atomic.Pointer[string] // host:port
+	secret string                 // of which pipelock knows egress; "" if it asks for none
 	dialer net.Dialer
 }
 
-// A hopError is pipelock's answer to a CONNECT that it did not open.
-type hopError struct {
-	status int
-	reason string
+func newHop(addr, secret string) *hop {
+	h := &hop{secret: secret}
+	h.addr.Store(&addr)
+	return h
 }
 
-func (e *hopError) Error() string {
-	return "pipelock: " + strconv.Itoa(e.status) + ": " + e.reason
+func (h *hop) address() string { return *h.addr.Load() }
+
+func (h *hop) dialOnce(ctx context.Context) (net.Conn, error) {
+	return h.dialer.DialContext(ctx, "tcp", h.address())
 }
 
 // errHopDown wraps what went wrong between egress and pipelock.
 var errHopDown = errors.New("pipelock can't be reached")
 
-// dial connects to pipelock. While it is being replaced its port refuses connections for a
-// moment; that is waited out.
+// dial connects to pipelock. Where its port refuses, it tries again, by the address of
+// then. Once connected it has done its part: whoever called it sends a request at once, and
+// what was sent may have arrived.
 func (h *hop) dial(ctx context.Context) (net.Conn, error) {
 	var c net.Conn
-	err := h.retry(ctx, func() (err error) {
-		c, err = h.dialer.DialContext(ctx, "tcp", h.addr)
-		return err
+	err := h.retry(ctx, func() (again bool, err error) {
+		c, err = h.dialOnce(ctx)
+		return passing(err), err
 	})
 	return c, err
 }
 
 // connect opens a tunnel to a by way of pipelock. It tries again as [hop.dial] does, also
-// where pipelock closes before it answered: nothing was relayed by then. It never goes
-// around pipelock.
+// where pipelock closes before the first byte of its answer: until that has come, the
+// caller has no connection to send anything on. It never goes around pipelock.
 func (h *hop) connect(ctx context.Context, a authority) (halfCloser, error) {
 	var c halfCloser
-	err := h.retry(ctx, func() (err error) {
-		c, err = h.connectOnce(ctx, a)
-		return err
+	err := h.retry(ctx, func() (again bool, err error) {
+		c, again, err = h.connectOnce(ctx, a)
+		return again, err
 	})
 	return c, err
 }
 
-func (h *hop) retry(ctx context.Context, try func() error) error {
+// retry tries until try succeeds, says that trying again is of no use, or the next try
+// would begin later than hopRetry after the first. Its error wraps errHopDown, but for
+// pipelock's own refusal and the end of ctx.
+func (h *hop) retry(ctx context.Context, try func() (again bool, err error)) error {
 	deadline := time.Now().Add(hopRetry)
 	pause := 5 * time.Millisecond
 	for {
-		err := try()
+		again, err := try()
 		var refused *hopError
 		switch {
 		case err == nil || errors.As(err, &refused):
 			return err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case !passing(err) || time.Now().Add(pause).After(deadline):
+		case !again || time.Now().Add(pause).After(deadline):
 			return fmt.Errorf("%w: %w", errHopDown, err)
 		}
 		t := time.NewTimer(pause)
@@ -106,12 +102,13 @@ func passing(err error) bool {
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE)
 }
 
-func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, err error) {
+// connectOnce tries once; again means that pipelock was gone before it answered anything.
+func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, again bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, hopTimeout)
 	defer cancel()
-	conn, err := h.dialer.DialContext(ctx, "tcp", h.addr)
+	conn, err := h.dialOnce(ctx)
 	if err != nil {
-		return nil, err
+		return nil, passing(err), err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
@@ -128,49 +125,25 @@ func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, err e
 		head += "Proxy-Authorization: " + auth + "\r\n"
 	}
 	if _, err := io.WriteString(conn, head+"\r\n"); err != nil {
-		return nil, err
+		return nil, passing(err), err
 	}
-	br := bufio.NewReader(&io.LimitedReader{R: conn, N: maxHopHead})
+	answer := &io.LimitedReader{R: conn, N: maxHopHead}
+	br := bufio.NewReader(answer)
 	res, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
 	if err != nil {
-		return nil, err
+		return nil, passing(err) && answer.N == maxHopHead, err
 	}
 	defer res.Body.Close() // empty, or on a connection that is closed
 	if res.StatusCode != http.StatusOK {
-		return nil, &hopError{status: res.StatusCode, reason: hopReason(res)}
+		return nil, false, &hopError{status: res.StatusCode, reason: hopReason(res)}
 	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
-		return nil, fmt.Errorf("%s is not a TCP address", h.addr)
+		return nil, false, errors.New("the connection to pipelock is not TCP")
 	}
 	early, err := buffered(br) // of an upstream that spoke first
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return &prefixed{halfCloser: tcp, early: early}, nil
-}
-
-// hopReason reads why pipelock refused: the reason of the built-in gate's JSON, or the
-// text of another's answer.
-func hopReason(res *http.Response) string {
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxHopBody))
-	if err != nil && len(b) == 0 {
-		return res.Status
-	}
-	var refusal struct {
-		Reason string `json:"reason"`
-		Error  string `json:"error"`
-	}
-	if json.Unmarshal(b, &refusal) == nil {
-		if refusal.Reason != "" {
-			return printable(refusal.Reason, maxShownReason)
-		}
-		if refusal.Error != "" {
-			return printable(refusal.Error, maxShownReason)
-		}
-	}
-	if text := strings.TrimSpace(string(b)); text != "" && len(b) < maxHopBody {
-		return printable(text, maxShownReason)
-	}
-	return res.Status
+	return &prefixed{halfCloser: tcp, early: early}, false, nil
 }

@@ -134,8 +134,8 @@ func TestEndDuringASweepIsSeenByTheNextTick(t *testing.T) {
 	}
 	f.question.Store(&question)
 	s.flows.add(f)
-	if refused := s.reload(); refused != nil {
-		t.Fatal(refused)
+	if v := s.reload(); v.refused != nil {
+		t.Fatal(v.refused)
 	}
 	if s.over == s.ended(s.snap.Load()) {
 		t.Error("the end went by unseen")
@@ -151,7 +151,7 @@ func TestHopWaitsForItsPort(t *testing.T) {
 	addr := first.Addr().String()
 	_ = first.Close()
 	attempts := 0
-	h := &hop{addr: addr}
+	h := newHop(addr, "")
 	served := make(chan error, 1)
 	h.dialer.Control = func(string, string, syscall.RawConn) error {
 		if attempts++; attempts != 4 {

@@ -27,37 +27,6 @@ const (
 	endsTick = 250 * time.Millisecond
 )
 
-// A Config says what an egress serves. Paths are absolute.
-type Config struct {
-	Routes     string // required: the live, verified routes.yaml
-	StatusPath string // required: status/egress.json
-	SpentPath  string // required: status/spent.json
-	CACert     string // required, with CAKey: see [EnsureCA]
-	CAKey      string
-	KeySocket  string // required: where the keeper hands tokens over
-	// Listen is the proxy's TCP address; Listener, if not nil, is used in its place.
-	Listen   string
-	Listener net.Listener
-	// Name is the bottle's, for those who come to a proxy that is not theirs.
-	Name string
-	// Secret is what a client of the proxy must know; see [bottle.ProxyUserinfo]. Empty
-	// means that whoever reaches the port is served, for where the network is private.
-	Secret string
-	// Pipelock is the host:port of the next hop; required. GateSecret is what it asks of
-	// its client in turn, as a proxy does; empty means nothing.
-	Pipelock   string
-	GateSecret string
-	// UpstreamCA is PEM text of roots beside the system's; empty means none.
-	UpstreamCA []byte
-	// Credentials are those of the manifest, by name; nil means none.
-	Credentials map[string]bottle.Credential
-	// Reload asks for the routes to be read anew; each message is a reload.
-	// It is never closed.
-	Reload <-chan struct{}
-	Logger *slog.Logger     // required; no secret is logged
-	Now    func() time.Time // nil means time.Now
-}
-
 // A Server is an egress. It is made by [New] and serves once.
 type Server struct {
 	cfg      Config
@@ -85,35 +54,24 @@ type Server struct {
 	handlers sync.WaitGroup // connections and handlers
 }
 
-// New reads the CA, the routes and the spent grants. An error names what is wrong with
-// which file; an egress without valid routes does not start. Nothing is opened yet.
+// New reads the CA, the hop, the routes and the spent grants. An error names what is wrong
+// with which file; an egress without valid routes does not start. Nothing is opened yet, and
+// after an error the listeners are still the caller's.
 func New(cfg Config) (*Server, error) {
-	for _, f := range []struct{ name, value string }{
-		{"Routes", cfg.Routes},
-		{"StatusPath", cfg.StatusPath},
-		{"SpentPath", cfg.SpentPath},
-		{"CACert", cfg.CACert},
-		{"CAKey", cfg.CAKey},
-		{"KeySocket", cfg.KeySocket},
-		{"Pipelock", cfg.Pipelock},
-	} {
-		if f.value == "" {
-			return nil, fmt.Errorf("egress: Config.%s is required: %w", f.name, bottle.ErrInvalid)
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	hopAddr := cfg.Pipelock
+	if cfg.HopFile != "" {
+		var err error
+		if hopAddr, err = readHop(cfg.HopFile); err != nil {
+			return nil, fmt.Errorf("egress: %w", err)
 		}
-	}
-	switch {
-	case cfg.Logger == nil:
-		return nil, fmt.Errorf("egress: Config.Logger is required: %w", bottle.ErrInvalid)
-	case cfg.Listener == nil && cfg.Listen == "":
-		return nil, fmt.Errorf("egress: Config.Listen or Config.Listener is required: %w", bottle.ErrInvalid)
-	}
-	if _, _, err := net.SplitHostPort(cfg.Pipelock); err != nil {
-		return nil, fmt.Errorf("egress: Config.Pipelock: %w", err)
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
 		chatter: slog.New(throttle.New(cfg.Logger.Handler())), handover: slog.New(throttle.New(cfg.Logger.Handler())),
-		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: &hop{addr: cfg.Pipelock, secret: cfg.GateSecret},
+		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: newHop(hopAddr, cfg.GateSecret),
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -144,15 +102,12 @@ func New(cfg Config) (*Server, error) {
 	return s, nil
 }
 
-// Run serves until ctx ends, then closes every connection and waits for everything that it
-// started. It returns nil for an end by ctx.
+// Run serves until ctx ends, then closes the listeners and every connection, and waits for
+// everything that it started. What an inherited listener's socket has in its backlog stays
+// there, for whoever else holds it. It returns nil for an end by ctx.
 func (s *Server) Run(ctx context.Context) error {
-	if err := s.open(ctx); err != nil {
-		return err
-	}
-	keys, err := listenKeys(ctx, s.cfg.KeySocket)
+	keys, err := s.open(ctx)
 	if err != nil {
-		s.listener.closeAll()
 		return fmt.Errorf("egress: %w", err)
 	}
 	s.tunnels = newQueue(s.listener.Addr())
@@ -176,7 +131,7 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-time.After(trustAfter):
-			if err := s.up.trust(); err != nil {
+			if _, err := s.up.roots(); err != nil {
 				s.log.Error("no upstream can be verified", "error", err)
 			}
 		}
@@ -197,24 +152,6 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("egress: %w", err)
 	}
-	return nil
-}
-
-func (s *Server) open(ctx context.Context) error {
-	l := s.cfg.Listener
-	if l == nil {
-		var lc net.ListenConfig
-		var err error
-		if l, err = lc.Listen(ctx, "tcp", s.cfg.Listen); err != nil {
-			return fmt.Errorf("egress: listen on %s: %w; free the port or set another in egress.listen", s.cfg.Listen, err)
-		}
-	}
-	tcp, ok := l.(*net.TCPListener)
-	if !ok {
-		_ = l.Close()
-		return fmt.Errorf("egress: the listener is not a TCP one: %w", bottle.ErrInvalid)
-	}
-	s.listener, s.addr = newListener(tcp), tcp.Addr().String()
 	return nil
 }
 
@@ -292,8 +229,8 @@ func (s *Server) violated(v *violation, t *tunnel) []byte {
 
 // steer does what is done one at a time: reloads, the ends of grants, the status.
 func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
-	var refused *bottle.Refusal
-	s.writeStatus(refused)
+	var last verdict
+	s.report(last)
 	tick := time.NewTicker(endsTick)
 	defer tick.Stop()
 	for {
@@ -305,30 +242,39 @@ func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
 		case <-ctx.Done():
 			return nil
 		case <-s.cfg.Reload:
-			refused = s.reload()
-			s.writeStatus(refused)
+			last = s.reload()
+			s.report(last)
 		case <-took:
-			s.writeStatus(refused)
+			s.report(last)
 		case <-ticks:
 			if n := s.ended(s.snap.Load()); n != s.over {
 				s.over = n
 				s.cutForbidden("a grant has ended")
-				s.writeStatus(refused)
+				s.report(last)
 			}
 		}
 	}
 }
 
-// reload puts the live routes in force, or leaves those that are and says why.
-func (s *Server) reload() *bottle.Refusal {
+// reload goes over to the hop of now and puts the live routes in force. The hop is first: it
+// is the one that is ready for them.
+func (s *Server) reload() verdict {
+	hop := s.follow()
+	return verdict{hop: hop, refused: s.reroute()}
+}
+
+// reroute puts the live routes in force, or leaves those that are and says why.
+func (s *Server) reroute() *bottle.Refusal {
 	snap, claimed, err := loadSnapshot(s.cfg.Routes, s.cfg.Credentials, s.now())
 	if err != nil {
 		s.log.Error("routes refused; the old ones stay in force", "revision", claimed, "error", err)
 		return &bottle.Refusal{Revision: claimed, Error: err.Error(), At: s.now().UTC()}
 	}
-	s.snap.Store(snap)
+	old := s.snap.Swap(snap)
 	s.over = s.ended(snap) // before the sweep: what ends during it is the next tick's
-	s.up.closeIdle()       // a connection made for a host that is no longer allowed must not wait there
+	if !snap.reaches(old) {
+		s.up.closeIdle() // a connection made for a host that is no longer allowed must not wait there
+	}
 	s.cutForbidden("routes reloaded")
 	s.log.Info("routes in force", "revision", snap.revision, "routes", len(snap.routes))
 	return nil

@@ -69,6 +69,36 @@ func (s *snapshot) carries(credential string, to authority, live allow.Live) boo
 	return false
 }
 
+// reaches reports whether s has every host and port that old has: no reload that is so can
+// have made a connection's host a forbidden one.
+func (s *snapshot) reaches(old *snapshot) bool {
+	have := map[authority]struct{}{}
+	var wild []authority
+	for _, r := range s.routes {
+		for _, port := range r.AllPorts() {
+			a := authority{r.Host, port}
+			if _, ok := have[a]; ok {
+				continue
+			}
+			have[a] = struct{}{}
+			if r.Host.Wildcard() {
+				wild = append(wild, a)
+			}
+		}
+	}
+	for _, r := range old.routes {
+		for _, port := range r.AllPorts() {
+			if _, ok := have[authority{r.Host, port}]; ok {
+				continue
+			}
+			if !slices.ContainsFunc(wild, func(a authority) bool { return a.port == port && a.host.Covers(r.Host) }) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // A clock is read once for each judgement.
 type clock struct {
 	wall   time.Time

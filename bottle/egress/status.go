@@ -26,19 +26,35 @@ type counts [counters]atomic.Uint64
 
 func (s *Server) count(c counter) { s.counts[c].Add(1) }
 
-// writeStatus says what is in force. It is called after that is so, never before.
-func (s *Server) writeStatus(refused *bottle.Refusal) {
+// A verdict is what came of the newest reload. The zero one means that all went well.
+type verdict struct {
+	refused *bottle.Refusal // the routes
+	hop     error           // why hop.json could not be followed
+}
+
+// report says what is in force. It is called after that is so, never before.
+func (s *Server) report(v verdict) {
 	snap := s.snap.Load()
 	st := bottle.DaemonStatus{
 		Schema: bottle.Schema, Daemon: bottle.DaemonEgress, PID: os.Getpid(), Instance: s.instance,
-		Revision: snap.revision, LoadedAt: snap.loadedAt, Refused: refused,
-		Listen: s.addr, Needs: s.keys.needs(), Counters: map[string]uint64{},
+		Revision: snap.revision, LoadedAt: snap.loadedAt, Refused: v.refused,
+		Listen: s.addr, Hop: s.hop.address(), Needs: s.keys.needs(), Counters: map[string]uint64{},
 	}
 	for c := range counters {
 		st.Counters[c.String()] = s.counts[c].Load()
 	}
 	st.Counters["connections"] = uint64(s.listener.len()) //nolint:gosec // G115: a length
-	if err := bottle.WriteStatus(s.cfg.StatusPath, st); err != nil {
-		s.log.Error("status can't be written, so that no change can be confirmed", "error", err)
+	if v.hop != nil {
+		st.Error = v.hop.Error()
 	}
+	if err := s.tell(st); err != nil {
+		s.log.Error("status can't be told, so that no change can be confirmed", "error", err)
+	}
+}
+
+func (s *Server) tell(st bottle.DaemonStatus) error {
+	if s.cfg.Report != nil {
+		return s.cfg.Report(st)
+	}
+	return bottle.WriteStatus(s.cfg.StatusPath, st)
 }

@@ -6,13 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"bottle/bottle"
@@ -30,16 +28,13 @@ const (
 	maxIdleUpstreams = 512
 )
 
-// upstreams carries requests out, by way of pipelock. A connection is kept for the host and
-// port that it was made for and serves no other.
+// upstreams carries requests out, by way of pipelock.
 type upstreams struct {
-	https, http *http.Transport
-	// The same without connections to reuse: net/http sends a request again if a kept one
-	// turns out dead, and what a grant for one use lets through must be sent once.
-	httpsOnce, httpOnce *http.Transport
-	// trust loads the roots that upstreams are verified against, once. It takes tens of
+	hop *hop
+	// roots are those that upstreams are verified against, loaded once. It takes tens of
 	// milliseconds, which the start of a bundle need not wait for.
-	trust func() error
+	roots   func() (*x509.CertPool, error)
+	current atomic.Pointer[transports]
 }
 
 // newUpstreams takes the operator's own roots, in PEM form.
@@ -47,6 +42,44 @@ func newUpstreams(h *hop, extra []byte) (*upstreams, error) {
 	if len(extra) > 0 && !x509.NewCertPool().AppendCertsFromPEM(extra) {
 		return nil, fmt.Errorf("upstream_ca: no certificate in PEM form: %w", bottle.ErrInvalid)
 	}
+	u := &upstreams{hop: h, roots: sync.OnceValues(func() (*x509.CertPool, error) { return rootPool(extra) })}
+	u.current.Store(newTransports(h, u.roots))
+	return u, nil
+}
+
+// use sends what comes from now on to the pipelock at addr, on connections of its own. What
+// is under way by the old one goes on there; its connections are closed as they come free,
+// so that it can drain. One caller at a time.
+func (u *upstreams) use(addr string) {
+	u.hop.addr.Store(&addr) // first: no new transport ever dials the old address
+	u.current.Swap(newTransports(u.hop, u.roots)).retire()
+}
+
+// RoundTrip implements [http.RoundTripper].
+func (u *upstreams) RoundTrip(r *http.Request) (*http.Response, error) {
+	ex, ok := r.Context().Value(exchangeKey{}).(*exchange)
+	if !ok {
+		return nil, errors.New("a request that nobody judged")
+	}
+	return u.current.Load().roundTrip(ex, r)
+}
+
+// closeIdle closes the connections that no request uses.
+func (u *upstreams) closeIdle() { u.current.Load().closeIdle() }
+
+// transports are the connections that go through one pipelock. One is kept for the host and
+// port that it was made for and serves no other.
+type transports struct {
+	https, http *http.Transport
+	// The same without connections to reuse: net/http sends a request again if a kept one
+	// turns out dead, and what a grant for one use lets through must be sent once.
+	httpsOnce, httpOnce *http.Transport
+	// trust sets the roots, which are loaded when they are first needed.
+	trust   func() error
+	retired atomic.Bool
+}
+
+func newTransports(h *hop, roots func() (*x509.CertPool, error)) *transports {
 	base := func() *http.Transport {
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(true)
@@ -58,60 +91,71 @@ func newUpstreams(h *hop, extra []byte) (*upstreams, error) {
 			WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
 		}
 	}
-	u := &upstreams{https: base(), http: base()}
+	t := &transports{https: base(), http: base()}
 	// The transport sets the server name to the URL's host, which is the canonical one.
-	u.https.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()} // none, before trust
-	u.https.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
+	t.https.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()} // none, before trust
+	t.https.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
 		to, err := parseAuthority(addr, 0)
 		if err != nil {
 			return nil, err
 		}
 		return h.connect(ctx, to)
 	}
-	u.http.Proxy = func(r *http.Request) (*url.URL, error) {
+	t.http.Proxy = func(r *http.Request) (*url.URL, error) {
 		// The transport keeps connections to a plain proxy by the proxy's URL alone. The
-		// fragment, which goes nowhere, makes that one for each host.
-		return &url.URL{Scheme: "http", User: bottle.ProxyUserinfo(h.secret), Host: h.addr, Fragment: r.URL.Host}, nil
+		// fragment, which goes nowhere, makes that one for each host. The hop knows its address.
+		return &url.URL{Scheme: "http", User: bottle.ProxyUserinfo(h.secret), Host: bottle.DaemonPipelock, Fragment: r.URL.Host}, nil
 	}
-	u.http.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dial(ctx) }
-	u.httpsOnce, u.httpOnce = u.https.Clone(), u.http.Clone()
-	u.httpsOnce.DisableKeepAlives, u.httpOnce.DisableKeepAlives = true, true
-	u.trust = sync.OnceValue(func() error {
-		roots, err := rootPool(extra)
+	t.http.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return h.dial(ctx) }
+	t.httpsOnce, t.httpOnce = t.https.Clone(), t.http.Clone()
+	t.httpsOnce.DisableKeepAlives, t.httpOnce.DisableKeepAlives = true, true
+	t.trust = sync.OnceValue(func() error {
+		pool, err := roots()
 		if err != nil {
 			return err
 		}
-		u.https.TLSClientConfig.RootCAs, u.httpsOnce.TLSClientConfig.RootCAs = roots, roots
+		t.https.TLSClientConfig.RootCAs, t.httpsOnce.TLSClientConfig.RootCAs = pool, pool
 		return nil
 	})
-	return u, nil
+	return t
 }
 
-// RoundTrip implements [http.RoundTripper].
-func (u *upstreams) RoundTrip(r *http.Request) (*http.Response, error) {
-	ex, ok := r.Context().Value(exchangeKey{}).(*exchange)
-	if !ok {
-		return nil, errors.New("a request that nobody judged")
-	}
+func (t *transports) roundTrip(ex *exchange, r *http.Request) (*http.Response, error) {
 	if ex.query.TLS {
-		if err := u.trust(); err != nil {
+		if err := t.trust(); err != nil {
 			return nil, err
 		}
 	}
-	switch {
-	case ex.query.TLS && ex.single:
-		return u.httpsOnce.RoundTrip(r)
-	case ex.query.TLS:
-		return u.https.RoundTrip(r)
-	case ex.single:
-		return u.httpOnce.RoundTrip(r)
+	res, err := t.of(ex).RoundTrip(r)
+	if t.retired.Load() {
+		// Whoever asks a [http.Transport] for a connection makes it keep idle ones again.
+		// By now this request has got its own.
+		t.closeIdle()
 	}
-	return u.http.RoundTrip(r)
+	return res, err
 }
 
-// closeIdle closes the connections that no request uses.
-func (u *upstreams) closeIdle() {
-	for _, t := range []*http.Transport{u.https, u.http, u.httpsOnce, u.httpOnce} {
+func (t *transports) of(ex *exchange) *http.Transport {
+	switch {
+	case ex.query.TLS && ex.single:
+		return t.httpsOnce
+	case ex.query.TLS:
+		return t.https
+	case ex.single:
+		return t.httpOnce
+	}
+	return t.http
+}
+
+// retire closes the connections that no request uses, and each other one after its request.
+// A request that comes all the same is carried, and its connection closed.
+func (t *transports) retire() {
+	t.retired.Store(true) // first: a request that does not see it has its connection closed here
+	t.closeIdle()
+}
+
+func (t *transports) closeIdle() {
+	for _, t := range []*http.Transport{t.https, t.http, t.httpsOnce, t.httpOnce} {
 		t.CloseIdleConnections()
 	}
 }
@@ -124,56 +168,4 @@ func rootPool(extra []byte) (*x509.CertPool, error) {
 	}
 	pool.AppendCertsFromPEM(extra) // newUpstreams has checked them
 	return pool, nil
-}
-
-// failed says why an exchange came to nothing, and whose fault it is.
-func (ex *exchange) failed(err error) *refusal {
-	n := ex.refusal(http.StatusBadGateway, "")
-	n.failure, n.layer = true, layerUpstream
-	var (
-		hop     *hopError
-		cert    *tls.CertificateVerificationError
-		timeout interface{ Timeout() bool }
-	)
-	switch {
-	case errors.As(err, &hop) && hop.status == http.StatusProxyAuthRequired:
-		n.layer = layerPipelock
-		n.reason = "pipelock does not know this egress: they were started with different secrets; stop and start the bottle"
-	case errors.As(err, &hop) && hop.status >= 500:
-		n.reason = "pipelock could not reach " + ex.to().String() + ": " + hop.reason
-	case errors.As(err, &hop):
-		n.status, n.layer, n.failure = http.StatusForbidden, layerPipelock, false
-		n.reason = hop.reason
-		n.ask = suggest(ex.query)
-	case errors.Is(err, errHopDown):
-		n.layer = layerPipelock
-		n.reason = "pipelock, by which everything goes out, can't be reached: " + cause(err) + "; it is started anew by itself, so try again"
-	case errors.As(err, &cert):
-		n.reason = fmt.Sprintf("the certificate of %s is not trusted: %s; a private CA belongs in upstream_ca of the manifest", ex.query.Host, printable(cert.Err.Error(), 300))
-	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
-		n.status = http.StatusGatewayTimeout
-		n.reason = ex.to().String() + " did not answer in time"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		n.reason = ex.to().String() + " closed the connection without an answer"
-	default:
-		n.reason = ex.to().String() + ": " + cause(err)
-	}
-	return n
-}
-
-// cause is an error's text without the address of pipelock, which is no business of the agent's.
-func cause(err error) string {
-	var (
-		errno syscall.Errno
-		op    *net.OpError
-	)
-	switch {
-	case errors.As(err, &errno):
-		return errno.Error()
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return "the connection was closed"
-	case errors.As(err, &op):
-		return printable(op.Err.Error(), 300)
-	}
-	return printable(err.Error(), 300)
 }
