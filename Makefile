@@ -21,6 +21,7 @@ PKGS         ?= ./...
 TEST_TIMEOUT ?= 10m
 FUZZTIME     ?= 5m
 CRASH_ROUNDS ?= 10000
+SOAK         ?= 10m
 BENCH        ?= .
 BENCH_COUNT  ?= 6
 
@@ -62,6 +63,10 @@ bench: $(BENCHSTAT) ## run the benchmarks and print one table (BENCH=regexp, BEN
 .PHONY: crash
 crash: ## kill an apply at each step, CRASH_ROUNDS times, and look at what recovery makes of it
 	BOTTLE_CRASH_ROUNDS=$(CRASH_ROUNDS) go test -run Crash -timeout 80m -count 1 ./apply/...
+
+.PHONY: soak
+soak: ## use a bottle without a pause for SOAK, kill its daemons meanwhile, and print what was lost
+	BOTTLE_SOAK=$(SOAK) go test -v -run '^TestSoak$$' -timeout 0 -count 1 ./cmd/bottle
 
 # Minimising is bounded in tries: an input whose coverage varies would hold the fuzzer for a minute each.
 .PHONY: fuzz
