@@ -283,6 +283,9 @@ func newBundle(dir *bottle.Dir, down bool) *bundle {
 	}
 	if !down {
 		for file := range daemonOf {
+			if err := os.MkdirAll(filepath.Dir(dir.Live(file)), 0o700); err != nil {
+				panic(err)
+			}
 			b.load(file, false)
 		}
 	}
@@ -342,7 +345,7 @@ func (b *bundle) handle(s bottle.Signal) {
 		b.load(bottle.RoutesFile, true)
 	case bottle.SignalReloadPipelock:
 		b.load(bottle.PipelockFile, false)
-	case bottle.SignalReplacePipelock:
+	case bottle.SignalReplacePipelock, bottle.SignalRestartPipelock:
 		b.load(bottle.PipelockFile, true)
 	}
 }

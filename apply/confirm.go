@@ -52,7 +52,7 @@ func killFor(file string) bottle.Signal {
 	if file == bottle.RoutesFile {
 		return bottle.SignalRestartEgress
 	}
-	return bottle.SignalReplacePipelock
+	return bottle.SignalRestartPipelock
 }
 
 // report is what the bundle says of one file at one time.

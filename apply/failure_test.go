@@ -74,7 +74,7 @@ func TestLostSignalIsSentAgain(t *testing.T) {
 }
 
 func TestUnconfirmedNarrowingStaysAndKills(t *testing.T) {
-	for file, kill := range map[string]bottle.Signal{bottle.RoutesFile: bottle.SignalRestartEgress, bottle.PipelockFile: bottle.SignalReplacePipelock} {
+	for file, kill := range map[string]bottle.Signal{bottle.RoutesFile: bottle.SignalRestartEgress, bottle.PipelockFile: bottle.SignalRestartPipelock} {
 		t.Run(file, func(t *testing.T) {
 			b := newBed(t, bedConfig{adjust: quick})
 			rec := b.grant("c.example.com", session)

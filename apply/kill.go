@@ -48,7 +48,7 @@ func (a *Applier) killDaemon(ctx context.Context, f fileChange) bool {
 	tick := time.NewTicker(lastPoll / 4)
 	defer tick.Stop()
 	for {
-		if a.child(daemon) != before || a.look(f.File).inForce == rev {
+		if now := a.child(daemon); now.PID != before.PID || now.Restarts != before.Restarts || a.look(f.File).inForce == rev {
 			return true
 		}
 		select {

@@ -23,7 +23,8 @@ const maxSunPath = 108
 //	decisions/       host writes, bundle reads
 //	status/          bundle writes, host reads
 //	run/agent/       mcp.sock, all that the agent sees of this tree
-//	run/bundle/      private to the bundle: verified configs, egress' key socket
+//	run/bundle/      private to the bundle: egress' key socket, and for each daemon a directory that
+//	                 it alone reads, with its verified config
 //	records/  journal/  kept/  audit.jsonl  audit.head  lock  keeper.lock   host alone
 type Dir struct {
 	root string
@@ -47,7 +48,7 @@ func NewDir(root string) (*Dir, error) {
 // Create makes the directory and its parts, each with its mode; what exists is kept and
 // its mode is set right.
 func (d *Dir) Create() error {
-	for _, p := range []string{"", "etc", "ca", "queue", "queue/requests", "queue/cancels", "decisions", "status", "run", "run/agent", "run/bundle", "records", "journal", "kept"} {
+	for _, p := range []string{"", "etc", "ca", "queue", "queue/requests", "queue/cancels", "decisions", "status", "status/egress", "run", "run/agent", "run/bundle", "records", "journal", "kept"} {
 		path := d.Path(p)
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			return fmt.Errorf("create state directory: %w", err)
@@ -127,11 +128,23 @@ func (d *Dir) KeySocket() string { return d.Path("run", "bundle", "egress-keys.s
 // InitStatus is what the bundle's supervisor says; see [InitStatus].
 func (d *Dir) InitStatus() string { return d.Path("status", "init.json") }
 
-// SpentFile is where egress notes once grants that are used up; see [Spent].
-func (d *Dir) SpentFile() string { return d.Path("status", "spent.json") }
+// SpentFile is where egress notes once grants that are used up; see [Spent]. The directory is
+// its own: the rest of status/ is init's.
+func (d *Dir) SpentFile() string { return d.Path("status", DaemonEgress, "spent.json") }
 
-// Live is the verified copy of a config file, which init publishes and daemons read.
-func (d *Dir) Live(file string) string { return d.Path("run", "bundle", file) }
+// Live is the verified copy of a config file, which init publishes for its daemon alone to read.
+func (d *Dir) Live(file string) string {
+	daemon := DaemonEgress
+	if file == PipelockFile {
+		daemon = DaemonPipelock
+	}
+	return d.Path("run", "bundle", daemon, file)
+}
+
+// DaemonConfig is a daemon's part of bundle.json.
+func (d *Dir) DaemonConfig(daemon string) string {
+	return d.Path("run", "bundle", daemon, "bundle.json")
+}
 
 // HopFile is where init tells egress which pipelock to use; see [Hop].
 func (d *Dir) HopFile() string { return d.Path("run", "bundle", DaemonEgress, "hop.json") }

@@ -216,8 +216,9 @@ func TestDirPlaces(t *testing.T) {
 		d.Cancels(): "/s/b/queue/cancels", d.Decisions(): "/s/b/decisions", d.Records(): "/s/b/records",
 		d.Journal(): "/s/b/journal", d.Kept(): "/s/b/kept", d.Audit(): "/s/b/audit.jsonl", d.AuditHead(): "/s/b/audit.head",
 		d.MCPSocket(): "/s/b/run/agent/mcp.sock", d.KeySocket(): "/s/b/run/bundle/egress-keys.sock",
-		d.InitStatus(): "/s/b/status/init.json", d.SpentFile(): "/s/b/status/spent.json",
-		d.Live(bottle.RoutesFile): "/s/b/run/bundle/routes.yaml", d.DaemonStatus(bottle.DaemonEgress): "/s/b/status/egress.json",
+		d.InitStatus(): "/s/b/status/init.json", d.SpentFile(): "/s/b/status/egress/spent.json",
+		d.Live(bottle.RoutesFile): "/s/b/run/bundle/egress/routes.yaml", d.Live(bottle.PipelockFile): "/s/b/run/bundle/pipelock/pipelock.yaml",
+		d.DaemonConfig(bottle.DaemonSupervise): "/s/b/run/bundle/supervise/bundle.json", d.HopFile(): "/s/b/run/bundle/egress/hop.json", d.DaemonStatus(bottle.DaemonEgress): "/s/b/status/egress.json",
 	} {
 		if got != want {
 			t.Errorf("%s, want %s", got, want)

@@ -63,6 +63,7 @@ type ChildStatus struct {
 	StartedAt time.Time `json:"started_at,omitzero"`
 	Restarts  int       `json:"restarts"`
 	LastExit  string    `json:"last_exit,omitempty"`
+	Draining  int       `json:"draining,omitempty"` // processes that were taken over from and still have connections
 }
 
 // A MountedFile is a config file as the bundle sees it through its mount.
@@ -109,11 +110,13 @@ type ProcessID struct {
 // writes it before each start, and init a copy for the daemons; both have mode 0600 for the
 // two secrets in it, which are made for that start alone. A credential's token is never in it.
 type BundleConfig struct {
-	Schema   int      `json:"schema"`
-	Name     string   `json:"name"`
-	Daemons  []string `json:"daemons"`
-	Egress   string   `json:"egress"`   // address that egress listens on, host:port; port 0 picks one
-	Pipelock string   `json:"pipelock"` // loopback address of pipelock; port 0 picks one
+	Schema  int      `json:"schema"`
+	Name    string   `json:"name"`
+	Daemons []string `json:"daemons"`
+	Egress  string   `json:"egress"` // address that egress listens on, host:port; port 0 picks one
+	// Pipelock are loopback addresses: on one of them pipelock serves, the others are for those that
+	// take over and those that drain (five in all). Port 0 picks one, and so does an address that is missing.
+	Pipelock []string `json:"pipelock,omitempty"`
 	// ProxySecret is what egress takes for the mark of this bottle's agent, and GateSecret
 	// what pipelock takes for that of egress: on the local backend each user of the machine
 	// reaches both ports. Empty means that no secret is asked for, where the network is private.

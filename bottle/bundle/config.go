@@ -16,10 +16,6 @@ import (
 	"bottle/bottle"
 )
 
-// ConfigFile is the name of the bundle's start-up config, both as the host wrote it in
-// etc/ and as init publishes it for the daemons in run/bundle/.
-const ConfigFile = "bundle.json"
-
 // EnvDaemons names the environment variable that picks the daemons, separated by commas.
 const EnvDaemons = "BOTTLE_SIDECAR_DAEMONS"
 
@@ -29,9 +25,9 @@ type Config struct {
 	Dir *bottle.Dir
 	// Signals are what main's first statement took over. Required.
 	Signals *Signals
-	// Command is the argv of a daemon, argv[0] an absolute path. Nil: this program's own
-	// subcommand, see [Command].
-	Command func(daemon string) ([]string, error)
+	// Command is the argv of a daemon, argv[0] an absolute path; listen is pipelock's address,
+	// for one that is not given its socket. Nil: this program's own subcommand, see [Command].
+	Command func(daemon, listen string) ([]string, error)
 	// Environ is where the daemons' environment is picked from, and the choice of daemons. Nil: this process'.
 	Environ []string
 	// Output gets the daemons' lines, prefixed and escaped. Nil: stderr.
@@ -47,82 +43,82 @@ type Config struct {
 const superviseProgram = "bottle-supervise"
 
 // Command is how a daemon is run: by this program or, for supervise, by the one beside it (or in
-// PATH). These confine themselves. It is the one place that will know of another pipelock,
-// which is to be started through the launcher ([Exec]).
-func Command(dir *bottle.Dir, daemon string) ([]string, error) {
+// PATH). These confine themselves. A pipelock that is not ours, which bundle.json names, is
+// started through the launcher ([Exec]).
+func Command(dir *bottle.Dir, daemon, listen string) ([]string, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	root := dir.Path()
-	if daemon != bottle.DaemonSupervise {
-		return []string{exe, daemon, "--root", root}, nil
-	}
-	program := filepath.Join(filepath.Dir(exe), superviseProgram)
-	if _, err := os.Stat(program); err != nil {
-		if program, err = exec.LookPath(superviseProgram); err != nil {
-			return nil, fmt.Errorf("%s: not found beside %s or in PATH; install it there", superviseProgram, exe)
+	switch daemon {
+	case bottle.DaemonSupervise:
+		program := filepath.Join(filepath.Dir(exe), superviseProgram)
+		if _, err := os.Stat(program); err != nil {
+			if program, err = exec.LookPath(superviseProgram); err != nil {
+				return nil, fmt.Errorf("%s: not found beside %s or in PATH; install it there", superviseProgram, exe)
+			}
+			if program, err = filepath.Abs(program); err != nil {
+				return nil, err
+			}
 		}
-		if program, err = filepath.Abs(program); err != nil {
+		return []string{program, "--root", root}, nil
+	case bottle.DaemonPipelock:
+		c, err := LoadConfig(dir, daemon)
+		if err != nil {
 			return nil, err
 		}
+		if c.Binary != "" {
+			return append([]string{exe, "exec", "--daemon", daemon, "--root", root, "--"}, foreignCommand(dir, c.Binary, listen)...), nil
+		}
 	}
-	return []string{program, "--root", root}, nil
+	return []string{exe, daemon, "--root", root}, nil
 }
 
-// LoadConfig reads the published bundle.json, which init has checked. It is for the daemons
-// and the launcher.
-func LoadConfig(dir *bottle.Dir) (*bottle.BundleConfig, error) {
+// foreignCommand is the command line of the real pipelock.
+func foreignCommand(dir *bottle.Dir, binary, listen string) []string {
+	return []string{binary, "run", "--config", dir.Live(bottle.PipelockFile), "--listen", listen}
+}
+
+// LoadConfig reads a daemon's part of bundle.json, which init has checked and published. It is
+// for the daemon and the launcher.
+func LoadConfig(dir *bottle.Dir, daemon string) (*bottle.BundleConfig, error) {
 	var c bottle.BundleConfig
-	if err := bottle.ReadJSON(dir.Live(ConfigFile), maxConfig, &c); err != nil {
+	if err := bottle.ReadJSON(dir.DaemonConfig(daemon), maxConfig, &c); err != nil {
 		return nil, err
 	}
 	return &c, nil
 }
 
-// loadConfig reads the host's bundle.json, checks it, and makes its ports concrete.
+// loadConfig reads the host's bundle.json and checks it.
 func loadConfig(path string) (*bottle.BundleConfig, error) {
 	var c bottle.BundleConfig
 	if err := bottle.ReadJSON(path, maxConfig, &c); err != nil {
 		return nil, err
 	}
-	if c.Binary != "" {
-		return nil, fmt.Errorf("%s: binary %q: a pipelock binary is not supported yet; leave pipelock.binary empty in the manifest for the built-in gate: %w", path, c.Binary, bottle.ErrInvalid)
+	if _, err := port(c.Egress); err != nil {
+		return nil, fmt.Errorf("%s: egress %q: %w", path, c.Egress, err)
 	}
-	for _, a := range []struct {
-		field string
-		addr  *string
-	}{{"egress", &c.Egress}, {"pipelock", &c.Pipelock}} {
-		addr, err := concrete(*a.addr)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %s %q: %w", path, a.field, *a.addr, err)
-		}
-		*a.addr = addr
-	}
-	if c.Egress == c.Pipelock {
-		return nil, fmt.Errorf("%s: egress and pipelock both listen on %s: give them different ports: %w", path, c.Egress, bottle.ErrInvalid)
+	if c.Binary != "" && !filepath.IsAbs(c.Binary) {
+		return nil, fmt.Errorf("%s: binary %q: not an absolute path: %w", path, c.Binary, bottle.ErrInvalid)
 	}
 	return &c, nil
 }
 
-// concrete replaces port 0 with one that is free. The port is let go of again until the
-// daemon binds it, as the launcher's ruleset names ports; the host, which wants ports that outlive
-// this process, chooses them itself.
-func concrete(addr string) (string, error) {
-	if _, err := port(addr); err != nil {
-		return "", err
+// part is what a daemon needs to know of the config. The secret that opens egress is not for
+// pipelock, nor the one between those two for supervise.
+func part(daemon string, c *bottle.BundleConfig) bottle.BundleConfig {
+	p := *c
+	if c.Binary != "" {
+		p.GateSecret = "" // a pipelock that is not ours asks for none
 	}
-	host, p, _ := net.SplitHostPort(addr) // port has checked it
-	if p != "0" {
-		return addr, nil
+	switch daemon {
+	case bottle.DaemonPipelock:
+		p.ProxySecret, p.Credentials, p.UpstreamCA = "", nil, ""
+	case bottle.DaemonSupervise:
+		p.GateSecret, p.Credentials, p.UpstreamCA = "", nil, ""
 	}
-	l, err := net.Listen("tcp", addr) //nolint:noctx // it binds and closes
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	_, p, err = net.SplitHostPort(l.Addr().String())
-	return net.JoinHostPort(host, p), err
+	return p
 }
 
 // port is the port of a host:port address, 0 to 65535.
@@ -138,26 +134,28 @@ func port(addr string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// pickDaemons chooses among all daemons, in the order in which they start, which is that of the
-// time it takes them to (none needs another for it): env (comma separated) before the config before all. pipelock is added to egress, whose only way out it is.
+// allDaemons is in the order in which they start, which is that of the time it takes them to
+// (none needs another for it).
+var allDaemons = []string{bottle.DaemonSupervise, bottle.DaemonEgress, bottle.DaemonPipelock}
+
+// pickDaemons chooses among all daemons: env (comma separated) before the config before all. pipelock is added to egress, whose only way out it is.
 func pickDaemons(env string, config []string) ([]string, error) {
-	all := []string{bottle.DaemonSupervise, bottle.DaemonEgress, bottle.DaemonPipelock}
 	source, names := "bundle.json: daemons", config
 	if env != "" {
 		source, names = EnvDaemons, strings.FieldsFunc(env, func(r rune) bool { return r == ',' || r == ' ' })
 	}
 	if len(names) == 0 {
-		return all, nil
+		return slices.Clone(allDaemons), nil
 	}
 	for _, n := range names {
-		if !slices.Contains(all, n) {
-			return nil, fmt.Errorf("%s: no daemon %q; known are %s: %w", source, n, strings.Join(all, ", "), bottle.ErrInvalid)
+		if !slices.Contains(allDaemons, n) {
+			return nil, fmt.Errorf("%s: no daemon %q; known are %s: %w", source, n, strings.Join(allDaemons, ", "), bottle.ErrInvalid)
 		}
 	}
 	if slices.Contains(names, bottle.DaemonEgress) {
 		names = append(slices.Clone(names), bottle.DaemonPipelock)
 	}
-	return slices.DeleteFunc(all, func(n string) bool { return !slices.Contains(names, n) }), nil
+	return slices.DeleteFunc(slices.Clone(allDaemons), func(n string) bool { return !slices.Contains(names, n) }), nil
 }
 
 // childEnv picks the daemons' environment. It is a list of what is let through: a token in the environment of

@@ -57,7 +57,7 @@ func confine(daemon string, dir *bottle.Dir, c *bottle.BundleConfig, warn func(s
 	} else if err := ll.AllThreadsPrctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
-	if err := filterSockets(rules.sockets); err != nil {
+	if err := filterSockets(rules.udp); err != nil {
 		return fmt.Errorf("install the socket filter: %w", err)
 	}
 	return nil

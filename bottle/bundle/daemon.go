@@ -15,12 +15,8 @@ const (
 	backoffMin   = 50 * time.Millisecond
 	backoffMax   = 5 * time.Second
 	healthyAfter = 10 * time.Second // serving for that long forgets earlier crashes
-	// firstTries bounds the starts of a daemon that has never served: enough (0.75 s and
-	// more) for a port that a predecessor is about to let go of.
+	// firstTries bounds the starts of a daemon that has never served.
 	firstTries = 5
-	lookEvery  = 2 * time.Millisecond   // at the status file of a daemon that is coming up
-	lookSlowly = 100 * time.Millisecond // once it has taken lookFast
-	lookFast   = 2 * time.Second
 )
 
 // backoff is how long to wait before the start that follows the nth crash in a row
@@ -42,81 +38,100 @@ type daemon struct {
 	name string
 	file *file // the config that it needs; nil for none
 
-	proc *process // nil while it is down
-	out  *output
+	cur  *instance   // serves, or comes up; nil while it is down
+	next *instance   // pipelock: comes up to take over from cur
+	old  []*instance // pipelock: were taken over from and drain, the oldest first
 
-	startedAt time.Time
-	starts    int
-	lastExit  string
+	starts   int
+	lastExit string
+	came     bool // it has served once
+	crashes  int  // in a row
 
-	handles bool           // signals: until it wrote its status, a HUP would kill it
-	pending syscall.Signal // to be sent once it does; 0: none
-	serving time.Time      // since when; zero: not (yet)
-	look    time.Time      // when to look at its status file next
-	came    bool           // it has served once
-	crashes int            // in a row
+	startAt time.Time       // not before
+	fresh   bool            // it may not start before its file has verified again
+	replace bool            // a new instance is to take over
+	refused *bottle.Refusal // why the newest that was to take over did not
 
-	startAt time.Time // not before
-	killAt  time.Time // TERM was sent and KILL is due then; zero: neither
-	replace bool      // its end is our doing: start anew at once
-	fresh   bool      // it may not start before its file has verified again
+	written bottle.DaemonStatus // status/<daemon>.json
 }
 
-// startable reports whether the daemon is down and due. A daemon whose config has not
-// been verified is not started: pipelock on a torn file lets hosts through that nobody listed.
+// An instance is one process of a daemon.
+type instance struct {
+	d       *daemon
+	proc    *process
+	out     *output
+	slot    *slot       // pipelock's address
+	foreign bool        // not a program of ours
+	loads   bottle.Hash // the revision that was published when it was started
+
+	startedAt time.Time
+	reported  bool // it has handlers now: a signal before that would kill it
+	serving   time.Time
+	status    bottle.DaemonStatus // its newest report
+	pending   syscall.Signal      // to be sent once it has handlers; 0: none
+	againAt   time.Time           // of one that is not ours: sent again then
+	againTill time.Time
+
+	killAt   time.Time // TERM was sent and KILL is due then; zero: neither
+	expected bool      // its end is our doing
+	ended    bool
+	fatal    string    // why we killed it
+	giveUpAt time.Time // of next: its time to take over ends
+	unused   time.Time // of old: nobody has been connected to it since; zero: somebody is
+}
+
+// instances are all processes of the daemon.
+func (d *daemon) instances() []*instance {
+	var all []*instance
+	if d.cur != nil {
+		all = append(all, d.cur)
+	}
+	if d.next != nil {
+		all = append(all, d.next)
+	}
+	return append(all, d.old...)
+}
+
+// startable reports whether the daemon is down and due. One whose config has not been verified
+// is not started: pipelock on a torn file lets hosts through that nobody listed. One whose
+// successor comes up needn't be.
 func (d *daemon) startable(now time.Time) bool {
-	return d.proc == nil && !now.Before(d.startAt) && d.hasConfig()
+	return d.cur == nil && d.next == nil && !now.Before(d.startAt) && d.hasConfig()
 }
 
 func (d *daemon) hasConfig() bool {
 	return d.file == nil || d.file.bytes != nil && !d.fresh
 }
 
-// ended takes note of the daemon's end and says when it may start again. failed is set if
-// it never came up and has used its tries.
-func (d *daemon) ended(now time.Time, ws unix.WaitStatus) (failed bool) {
-	d.lastExit = describe(ws)
-	if !d.serving.IsZero() && now.Sub(d.serving) >= healthyAfter {
+// crashed takes note of an end that nobody asked for, and says when the daemon may start
+// again. failed is set if it never came up and has used its tries.
+func (d *daemon) crashed(now, serving time.Time) (failed bool) {
+	if !serving.IsZero() && now.Sub(serving) >= healthyAfter {
 		d.crashes = 0
-	}
-	d.proc, d.serving, d.look, d.killAt = nil, time.Time{}, time.Time{}, time.Time{}
-	d.handles, d.pending = false, 0 // what it asked for is in the published file
-	if d.replace {
-		d.replace, d.startAt = false, now
-		return false
 	}
 	d.crashes++
 	d.startAt = now.Add(backoff(d.crashes))
 	return !d.came && d.crashes >= firstTries
 }
 
-// check looks whether the daemon serves, by its own word: a status file with this very
-// pid. (The file of an earlier process was removed before this one was started, since
-// pids repeat, in a container at each start.) A daemon installs its handlers before it
-// loads its config, and loads that before it writes its status.
-func (d *daemon) check(now time.Time, statusPath string) {
-	if d.look.IsZero() || now.Before(d.look) {
-		return
-	}
-	var st bottle.DaemonStatus
-	err := bottle.ReadJSON(statusPath, 0, &st)
-	d.handles = err == nil && st.PID == d.proc.pid
-	if d.handles && st.Listen != "" {
-		d.serving, d.look, d.came = now, time.Time{}, true
-		return
-	}
-	d.look = now.Add(lookEvery)
-	if now.Sub(d.startedAt) > lookFast {
-		d.look = now.Add(lookSlowly)
-	}
-}
-
-func (d *daemon) status() bottle.ChildStatus {
-	c := bottle.ChildStatus{Restarts: max(0, d.starts-1), LastExit: d.lastExit}
-	if d.proc != nil {
-		c.PID, c.StartedAt = d.proc.pid, d.startedAt
+func (d *daemon) childStatus() bottle.ChildStatus {
+	c := bottle.ChildStatus{Restarts: max(0, d.starts-1), LastExit: d.lastExit, Draining: len(d.old)}
+	if d.cur != nil {
+		c.PID, c.StartedAt = d.cur.proc.pid, d.cur.startedAt
 	}
 	return c
+}
+
+// status is what status/<daemon>.json should say; false: nothing, since it is down.
+func (d *daemon) status() (bottle.DaemonStatus, bool) {
+	if d.cur == nil || !d.cur.reported {
+		return bottle.DaemonStatus{}, false
+	}
+	st := d.cur.status
+	if d.refused != nil && d.refused.Revision == d.file.published {
+		st.Refused = d.refused
+	}
+	return st, true
 }
 
 func describe(ws unix.WaitStatus) string {
@@ -140,15 +155,20 @@ func (e *StartError) Error() string {
 }
 
 func startError(daemon string, ws unix.WaitStatus, lastLine string) *StartError {
-	e := &StartError{Daemon: daemon, Code: ws.ExitStatus(), Reason: describe(ws)}
+	e := &StartError{Daemon: daemon, Code: ws.ExitStatus(), Reason: reason(ws, lastLine)}
 	if ws.Signaled() {
 		e.Code = 128 + int(ws.Signal())
 	}
 	if e.Code <= 0 { // an exit with 0 is no success either: it did not serve
 		e.Code = 1
 	}
-	if lastLine != "" {
-		e.Reason += ": " + lastLine
-	}
 	return e
+}
+
+// reason is how a process ended, and its last words.
+func reason(ws unix.WaitStatus, lastLine string) string {
+	if lastLine == "" {
+		return describe(ws)
+	}
+	return describe(ws) + ": " + lastLine
 }

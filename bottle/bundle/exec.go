@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -38,7 +41,10 @@ func Exec(cfg LaunchConfig) error {
 	case len(cfg.Argv) == 0 || !strings.HasPrefix(cfg.Argv[0], "/"):
 		return fmt.Errorf("launch %s: the command must be an absolute path: %w", cfg.Daemon, bottle.ErrInvalid)
 	}
-	c, err := LoadConfig(cfg.Dir)
+	if !slices.Contains(allDaemons, cfg.Daemon) {
+		return fmt.Errorf("launch: no daemon %q: %w", cfg.Daemon, bottle.ErrInvalid)
+	}
+	c, err := LoadConfig(cfg.Dir, cfg.Daemon)
 	if err != nil {
 		return fmt.Errorf("launch %s: %w", cfg.Daemon, err)
 	}
@@ -46,8 +52,13 @@ func Exec(cfg LaunchConfig) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	unix.Umask(0o077)
-	// Nothing of the launcher's, nor of whoever leaked it a descriptor, goes on.
-	if err := closeOnExec(); err != nil {
+	// Nothing of the launcher's, nor of whoever leaked it a descriptor, goes on, but for
+	// sockets that were named (sd_listen_fds(3)); the pid stays ours, so it is known now.
+	env, sockets, err := passedOn(cfg.Env)
+	if err != nil {
+		return fmt.Errorf("launch %s: %w", cfg.Daemon, err)
+	}
+	if err := closeOnExec(sockets); err != nil {
 		return fmt.Errorf("launch %s: %w", cfg.Daemon, err)
 	}
 	if err := confine(cfg.Daemon, cfg.Dir, c, cfg.Warn, landlock.PathAccess(execFile, cfg.Argv[0])); err != nil {
@@ -58,12 +69,26 @@ func Exec(cfg LaunchConfig) error {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("launch %s: end with init: %w", cfg.Daemon, err)
 	}
-	return fmt.Errorf("launch %s: exec %s: %w", cfg.Daemon, cfg.Argv[0], unix.Exec(cfg.Argv[0], cfg.Argv, cfg.Env))
+	return fmt.Errorf("launch %s: exec %s: %w", cfg.Daemon, cfg.Argv[0], unix.Exec(cfg.Argv[0], cfg.Argv, env))
 }
 
-// closeOnExec keeps descriptors from the programs that this process starts.
-func closeOnExec() error {
-	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+// passedOn is the environment with LISTEN_PID where it names inherited sockets, and how many these are.
+func passedOn(environ []string) (env []string, sockets uint, err error) {
+	n := lookup(environ, envListenFDs)
+	if n == "" {
+		return environ, 0, nil
+	}
+	count, err := strconv.ParseUint(n, 10, 8)
+	if err != nil || count > maxInherited {
+		return nil, 0, fmt.Errorf("%s=%q: not a number up to %d: %w", envListenFDs, n, maxInherited, bottle.ErrInvalid)
+	}
+	return append(slices.Clone(environ), envListenPID+"="+strconv.Itoa(os.Getpid())), uint(count), nil
+}
+
+// closeOnExec keeps descriptors from the programs that this process starts, but for the standard
+// three and as many after them as keep says.
+func closeOnExec(keep uint) error {
+	err := unix.CloseRange(firstFD+keep, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	if err != nil && !errors.Is(err, unix.ENOSYS) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("close descriptors: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -19,12 +20,13 @@ import (
 // one that confined itself, on threads from before that and after.
 func TestConfinement(t *testing.T) {
 	b := newBed(t)
-	egress, pipelock, other := listen(t), listen(t), listen(t)
+	egress, pipelock, spare, other := listen(t), listen(t), listen(t), listen(t)
 	free := freePort(t)
-	b.live(bottle.BundleConfig{Egress: egress, Pipelock: pipelock})
+	b.live(bottle.BundleConfig{Egress: egress, Pipelock: []string{pipelock, spare}})
 	for _, p := range []string{
 		"ca/ca.pem", "ca/ca-key.pem", "records/r.json", "journal/j.json", "kept/k", "audit.jsonl", "audit.head", "manifest.yaml", "metadata.json", "lock",
-		"run/bundle/routes.yaml", "run/bundle/pipelock.yaml", "run/agent/x", "queue/requests/q.json", "queue/cancels/c.json", "decisions/d.json", "status/init.json",
+		"run/bundle/egress/routes.yaml", "run/bundle/pipelock/pipelock.yaml", "run/agent/x", "queue/requests/q.json", "queue/cancels/c.json", "decisions/d.json",
+		"status/init.json", "status/egress/spent.json",
 	} {
 		if err := os.WriteFile(b.dir.Path(p), []byte("x"), 0o600); err != nil {
 			t.Fatal(err)
@@ -46,11 +48,13 @@ func TestConfinement(t *testing.T) {
 	always := []string{
 		"read records/r.json", "list records", "read journal/j.json", "list journal", "read kept/k", "read audit.jsonl", "append audit.jsonl", "read audit.head",
 		"read manifest.yaml", "read metadata.json", "read lock", "list .", "read etc/routes.yaml", "read etc/pipelock.yaml", "read etc/bundle.json",
-		"replace records/new.json", "replace decisions/new.json", "append decisions/d.json", "replace etc/new", "append run/bundle/routes.yaml", "replace run/bundle/pipelock.yaml",
+		"replace records/new.json", "replace decisions/new.json", "append decisions/d.json", "replace etc/new", "append run/bundle/egress/routes.yaml", "replace run/bundle/pipelock/pipelock.yaml",
+		"list run/bundle", "read status/init.json", "replace status/init.json", "replace status/egress.json", "replace status/pipelock.json", "list run/agent",
+		"bind-unix run/agent/mcp.sock", "bind-unix run/bundle/egress-keys.sock", "dial-unix run/listening.sock", "bind " + free,
 		"read /etc/passwd", "read /root", "list /proc", "read /proc/self/environ", "read /proc/1/environ", "list /tmp", "exec /bin/true",
-		"kill " + self, mptcp, raw, smc, netlink,
+		"kill " + self, mptcp, raw, smc, netlink, uds,
 	}
-	both := []string{"read run/bundle/bundle.json", "replace status/new.json", "read /etc/hosts", "privileges /"}
+	all := []string{"read /etc/hosts", "privileges /"}
 
 	for _, tt := range []struct {
 		daemon      string
@@ -59,34 +63,40 @@ func TestConfinement(t *testing.T) {
 		{
 			daemon: bottle.DaemonEgress,
 			may: []string{
-				"read ca/ca.pem", "read ca/ca-key.pem", "read run/bundle/routes.yaml", "bind-unix run/bundle/egress-keys.sock", "dial " + pipelock,
+				"read ca/ca.pem", "read ca/ca-key.pem", "read run/bundle/egress/bundle.json", "read run/bundle/egress/routes.yaml", "replace status/egress/spent.json",
+				"dial " + pipelock, "dial " + spare,
 			},
 			mayNot: []string{
-				"replace ca/ca.pem", "append ca/ca-key.pem", "read decisions/d.json", "list queue", "read queue/requests/q.json", "list run/agent", "bind-unix run/agent/mcp.sock",
-				"dial " + other, "bind " + free, "udp 127.0.0.1:53", "fastopen " + other,
+				"replace ca/ca.pem", "append ca/ca-key.pem", "read decisions/d.json", "list queue", "read queue/requests/q.json",
+				"read run/bundle/pipelock/bundle.json", "read run/bundle/pipelock/pipelock.yaml", "read run/bundle/supervise/bundle.json",
+				"dial " + other, "dial " + egress, "udp 127.0.0.1:53", "fastopen " + other,
 			},
 		},
 		{
 			daemon: bottle.DaemonPipelock,
-			may:    []string{"read run/bundle/pipelock.yaml", "dial " + other, "dial " + egress, "udp 127.0.0.1:53", "resolve localhost"},
+			may: []string{
+				"read run/bundle/pipelock/bundle.json", "read run/bundle/pipelock/pipelock.yaml", "dial " + other, "dial " + egress, "udp 127.0.0.1:53", "resolve localhost",
+			},
 			mayNot: []string{
-				"read ca/ca.pem", "read ca/ca-key.pem", "read decisions/d.json", "list queue", "bind-unix run/bundle/egress-keys.sock", "bind-unix run/agent/mcp.sock", "bind " + free,
-				uds, "dial-unix run/listening.sock",
+				"read ca/ca.pem", "read ca/ca-key.pem", "read decisions/d.json", "list queue", "read status/egress/spent.json", "replace status/egress/spent.json",
+				"read run/bundle/egress/bundle.json", "read run/bundle/egress/routes.yaml", "read run/bundle/supervise/bundle.json",
 			},
 		},
 		{
 			daemon: bottle.DaemonSupervise,
 			may: []string{
-				"read decisions/d.json", "list decisions", "replace queue/requests/new.json", "replace queue/cancels/new.json", "list queue/requests", "bind-unix run/agent/mcp.sock", "dial " + egress,
+				"read run/bundle/supervise/bundle.json", "read decisions/d.json", "list decisions", "replace queue/requests/new.json", "replace queue/cancels/new.json", "list queue/requests",
+				"dial " + egress,
 			},
 			mayNot: []string{
-				"read ca/ca.pem", "read ca/ca-key.pem", "read run/bundle/routes.yaml", "read run/bundle/pipelock.yaml", "list run/bundle", "bind-unix run/bundle/egress-keys.sock",
-				"dial " + pipelock, "dial " + other, "bind " + free, "udp 127.0.0.1:53", "fastopen " + other,
+				"read ca/ca.pem", "read ca/ca-key.pem", "read status/egress/spent.json", "replace status/egress/spent.json",
+				"read run/bundle/egress/bundle.json", "read run/bundle/egress/routes.yaml", "read run/bundle/pipelock/bundle.json", "read run/bundle/pipelock/pipelock.yaml",
+				"dial " + pipelock, "dial " + spare, "dial " + other, "udp 127.0.0.1:53", "fastopen " + other,
 			},
 		},
 	} {
 		t.Run(tt.daemon, func(t *testing.T) {
-			may := b.absolute(append(tt.may, both...))
+			may := b.absolute(append(tt.may, all...))
 			mayNot := b.absolute(append(tt.mayNot, always...))
 			for _, role := range []string{"role:launch", "role:serve"} {
 				got := b.probe(role, tt.daemon, append(may, mayNot...))
@@ -116,14 +126,13 @@ func TestConfinement(t *testing.T) {
 			}
 		}
 	})
-	t.Run("own port", func(t *testing.T) {
-		// The launcher's rules name the ports of bundle.json, so these two can be bound.
-		own, peer := freePort(t), freePort(t)
-		b.live(bottle.BundleConfig{Egress: own, Pipelock: peer})
-		for daemon, addr := range map[string]string{bottle.DaemonEgress: own, bottle.DaemonPipelock: peer} {
-			if got := b.probe("role:serve", daemon, []string{"bind " + addr})["bind "+addr]; got != "ok" {
-				t.Errorf("%s can't bind its own port: %s", daemon, got)
-			}
+	t.Run("a pipelock that is not ours", func(t *testing.T) {
+		// It is not given its socket, so it may make one, on its ports alone.
+		own := freePort(t)
+		b.live(bottle.BundleConfig{Egress: egress, Pipelock: []string{own}, Binary: "/opt/pipelock"})
+		got := b.probe("role:launch", bottle.DaemonPipelock, []string{"bind " + own, "bind " + free})
+		if got["bind "+own] != "ok" || !denied(got["bind "+free]) {
+			t.Errorf("%v", got)
 		}
 	})
 }
@@ -139,14 +148,14 @@ func denied(got string) bool {
 
 func TestLaunchErrors(t *testing.T) {
 	b := newBed(t)
-	b.live(bottle.BundleConfig{Egress: "127.0.0.1:1", Pipelock: "127.0.0.1:2"})
+	b.live(bottle.BundleConfig{Egress: "127.0.0.1:1", Pipelock: []string{"127.0.0.1:2"}})
 	for _, tt := range []struct {
 		name, daemon, want string
 		breakIt            func()
 	}{
 		{name: "unknown daemon", daemon: "git-gate", want: `no daemon "git-gate"`},
 		{name: "no CA", daemon: bottle.DaemonEgress, want: "ca.pem"},
-		{name: "no config", daemon: bottle.DaemonEgress, want: "bundle.json", breakIt: func() { _ = os.Remove(b.dir.Live(bundle.ConfigFile)) }},
+		{name: "no config", daemon: bottle.DaemonEgress, want: "bundle.json", breakIt: func() { _ = os.Remove(b.dir.DaemonConfig(bottle.DaemonEgress)) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.breakIt != nil {
@@ -173,8 +182,14 @@ func TestLaunchErrors(t *testing.T) {
 func (b *bed) live(c bottle.BundleConfig) {
 	b.t.Helper()
 	c.Schema = bottle.Schema
-	if err := bottle.WriteStatus(b.dir.Live(bundle.ConfigFile), c); err != nil {
-		b.t.Fatal(err)
+	for _, d := range []string{bottle.DaemonEgress, bottle.DaemonPipelock, bottle.DaemonSupervise} {
+		path := b.dir.DaemonConfig(d)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			b.t.Fatal(err)
+		}
+		if err := bottle.WriteStatus(path, c); err != nil {
+			b.t.Fatal(err)
+		}
 	}
 }
 

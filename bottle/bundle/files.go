@@ -2,10 +2,13 @@ package bundle
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -17,6 +20,7 @@ const (
 	verifyFor    = time.Second          // how long a torn file may be one that is being written
 	verifyEvery  = 5 * time.Millisecond // meanwhile
 	verifySlowly = time.Second          // while a daemon waits for its first valid file
+	keepSums     = 8
 )
 
 // A file is a mounted config and its verified copy. A pass begins with a signal, or at
@@ -28,6 +32,7 @@ type file struct {
 
 	published bottle.Hash
 	bytes     []byte // what live holds; nil before the first verification
+	loaded    []sum  // the newest that were published, for who knows a file by its hash
 	refused   *bottle.Refusal
 	dev, ino  uint64
 
@@ -97,11 +102,29 @@ func (f *file) verify() error {
 		return err
 	}
 	f.published, f.bytes = rev, b
+	raw := sha256.Sum256(b)
+	f.loaded = append(f.loaded[max(0, len(f.loaded)-keepSums+1):], sum{hex.EncodeToString(raw[:]), rev})
 	return nil
 }
 
-// restore puts the verified bytes back if the live copy is not they: egress may remove
-// files of run/bundle (see its ruleset), and no daemon may start on anything else.
+// A sum is how pipelock names a file, and what we call it.
+type sum struct {
+	hash     string
+	revision bottle.Hash
+}
+
+// revisionOf is the revision of the published file that has the hash, or empty.
+func (f *file) revisionOf(hash string) bottle.Hash {
+	for _, s := range slices.Backward(f.loaded) {
+		if s.hash == hash {
+			return s.revision
+		}
+	}
+	return ""
+}
+
+// restore puts the verified bytes back if the live copy is not they: no daemon may start on
+// anything else.
 func (f *file) restore() error {
 	if b, err := bottle.ReadFile(f.live, maxConfig); err == nil && bytes.Equal(b, f.bytes) {
 		return nil

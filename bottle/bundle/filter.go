@@ -12,8 +12,8 @@ import (
 // sendto(MSG_FASTOPEN) pass by them. The filter closes these, so that "connects to pipelock
 // only" is true. io_uring, whose operations no filter sees, goes too.
 //
-// Landlock before ABI 9 says nothing about unix sockets with a path, so a daemon that needs
-// none gets none: whoever can connect to them reaches egress' key socket, and those of the operator's
+// Landlock before ABI 9 says nothing about unix sockets with a path, so no daemon makes any (those
+// that serve on one inherit it): whoever can connect reaches egress' key socket, and those of the operator's
 // own, an ssh agent's or a container engine's. Netlink is nobody's: it lists the
 // machine's interfaces and neighbours, and its parsers in the kernel are many.
 
@@ -51,14 +51,8 @@ func when(k uint32, body ...unix.SockFilter) []unix.SockFilter {
 	return append([]unix.SockFilter{{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: uint8(len(body)), K: k}}, body...) //nolint:gosec // G115: a few instructions
 }
 
-// sockets are what a daemon may open besides TCP.
-type sockets struct {
-	udp  bool
-	unix bool // both ends of a path, so only who serves on one
-}
-
 // socketFilter allows every call but the sockets and sends that evade the port rules.
-func socketFilter(arch uint32, may sockets) []unix.SockFilter {
+func socketFilter(arch uint32, udp bool) []unix.SockFilter {
 	allow := ret(unix.SECCOMP_RET_ALLOW)
 	var p []unix.SockFilter
 	add := func(parts ...[]unix.SockFilter) {
@@ -82,19 +76,16 @@ func socketFilter(arch uint32, may sockets) []unix.SockFilter {
 		}
 	}
 	push(one(load(arg(0))))
-	if may.unix {
-		push(when(unix.AF_UNIX, allow))
-	}
 	push(unless(unix.AF_INET, unless(unix.AF_INET6, deny(uint32(unix.EAFNOSUPPORT)))...))
 	push(one(load(arg(2))))
 	protocols := deny(uint32(unix.EPROTONOSUPPORT))
-	if may.udp {
+	if udp {
 		push(unless(0, unless(protoTCP, unless(protoUDP, protocols)...)...))
 	} else {
 		push(unless(0, unless(protoTCP, protocols)...))
 	}
 	push(one(load(arg(1)), stmt(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, 0xf)), when(unix.SOCK_STREAM, allow))
-	if may.udp {
+	if udp {
 		push(when(unix.SOCK_DGRAM, allow))
 	}
 	push(one(deny(uint32(unix.EPROTONOSUPPORT))))
@@ -108,11 +99,11 @@ func socketFilter(arch uint32, may sockets) []unix.SockFilter {
 	return append(p, allow)
 }
 
-func filterSockets(may sockets) error {
+func filterSockets(udp bool) error {
 	archs := map[string]uint32{"amd64": unix.AUDIT_ARCH_X86_64, "arm64": unix.AUDIT_ARCH_AARCH64}
 	arch, ok := archs[runtime.GOARCH]
 	if !ok {
 		return fmt.Errorf("not written for %s", runtime.GOARCH)
 	}
-	return setFilter(socketFilter(arch, may))
+	return setFilter(socketFilter(arch, udp))
 }

@@ -28,13 +28,12 @@ func TestBackoff(t *testing.T) {
 
 func TestHealthForgetsCrashes(t *testing.T) {
 	now := time.Now()
-	d := &daemon{name: "x", crashes: 6, came: true, serving: now}
-	d.ended(now.Add(9*time.Second), unix.WaitStatus(0))
+	d := &daemon{name: "x", crashes: 6, came: true}
+	d.crashed(now.Add(9*time.Second), now)
 	if d.crashes != 7 {
 		t.Errorf("after 9 s: %d crashes, want 7", d.crashes)
 	}
-	d.serving = now
-	d.ended(now.Add(10*time.Second), unix.WaitStatus(0))
+	d.crashed(now.Add(10*time.Second), now)
 	if d.crashes != 1 {
 		t.Errorf("after 10 s: %d crashes, want 1", d.crashes)
 	}

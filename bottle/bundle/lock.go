@@ -14,7 +14,7 @@ import (
 // on one directory would publish over each other and remove each other's status. The lock
 // goes with the process, and not to its children (O_CLOEXEC), so a kill -9 leaves none.
 func lockBundle(dir *bottle.Dir) (unlock func(), err error) {
-	path := dir.Live("init.lock")
+	path := dir.Path("run", "bundle", "init.lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the bundle: %w", err)
@@ -27,9 +27,4 @@ func lockBundle(dir *bottle.Dir) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return func() { _ = f.Close() }, nil
-}
-
-// writeLive publishes bundle.json for the daemons.
-func writeLive(dir *bottle.Dir, c *bottle.BundleConfig) error {
-	return bottle.WriteStatus(dir.Live(ConfigFile), c)
 }

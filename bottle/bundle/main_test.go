@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -60,7 +59,7 @@ func initMain(root string) int {
 	s, err := bundle.New(bundle.Config{
 		Dir: dir, Signals: sigs, Grace: 300 * time.Millisecond,
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Command: func(d string) ([]string, error) { return []string{exe, "role:daemon", d, root}, nil },
+		Command: func(d, listen string) ([]string, error) { return testCommand(dir, exe, d, listen) },
 	})
 	if err == nil {
 		err = s.Run(context.Background())
@@ -74,95 +73,6 @@ func initMain(root string) int {
 		return 1
 	}
 	return 0
-}
-
-// daemonMain is a daemon that does as behave/<name> says, from its next start on.
-func daemonMain(name, root string) int {
-	dir, _ := bottle.NewDir(root)
-	mode, _ := os.ReadFile(dir.Path("behave", name)) // absent: well
-	if string(mode) == "slow" {
-		<-time.After(300 * time.Millisecond) // before it handles any signal
-	}
-	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, unix.SIGHUP, unix.SIGUSR2)
-	term := make(chan os.Signal, 1)
-	signal.Notify(term, unix.SIGTERM)
-
-	st := bottle.DaemonStatus{Schema: bottle.Schema, Daemon: name, PID: os.Getpid(), Instance: fmt.Sprint(time.Now().UnixNano()), Listen: "test", Counters: map[string]uint64{}}
-	load := func() {
-		file := map[string]string{bottle.DaemonEgress: bottle.RoutesFile, bottle.DaemonPipelock: bottle.PipelockFile}[name]
-		if file == "" {
-			return
-		}
-		b, err := os.ReadFile(dir.Live(file))
-		if err == nil {
-			st.Revision, err = bottle.CheckSeal(b)
-		}
-		if err != nil {
-			st.Error = err.Error() // the tests look for it: a daemon must never see such a file
-		}
-	}
-	load()
-	switch string(mode) {
-	case "mute":
-		<-term
-		return 0
-	case "badport":
-		fmt.Fprintln(os.Stderr, "starting")
-		fmt.Fprintln(os.Stderr, "listen tcp 127.0.0.1:1: \x1b[31mpermission denied")
-		return 7
-	case "orphan":
-		cmd := exec.CommandContext(context.Background(), "sh", "-c", "sleep 0.1 & echo $! > "+dir.Path("orphan"))
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	case "escape":
-		// A process that left the group and the session, and would outlive both.
-		cmd := exec.CommandContext(context.Background(), "sh", "-c", "setsid sleep 60 & echo $! > "+dir.Path("orphan"))
-		if err := cmd.Run(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	case "noisy":
-		fmt.Fprintln(os.Stderr, strings.Repeat("x", 100<<10))
-		fmt.Fprintln(os.Stderr, "after the long line")
-	case "flood":
-		for n := range 50_000 {
-			fmt.Fprintln(os.Stderr, "flood", n)
-		}
-		fmt.Fprintln(os.Stderr, "why it ends")
-		return 9
-	}
-	fmt.Fprintln(os.Stderr, "env", strings.Join(os.Environ(), " "))
-	write := func() { _ = bottle.WriteStatus(dir.DaemonStatus(name), st) }
-	write()
-	switch string(mode) {
-	case "crash":
-		// Not before init has seen that it served.
-		for !initSaysReady(dir, name) {
-			<-time.After(time.Millisecond)
-		}
-		return 3
-	case "stopped":
-		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
-	}
-	for {
-		select {
-		case s := <-reload:
-			load()
-			if s == unix.SIGHUP {
-				st.Counters["SIGHUP"]++
-			} else {
-				st.Counters["SIGUSR2"]++
-			}
-			write()
-		case <-term:
-			if string(mode) != "stuck" {
-				return 0
-			}
-		}
-	}
 }
 
 func initSaysReady(dir *bottle.Dir, name string) bool {
@@ -378,7 +288,7 @@ func newBed(t *testing.T) *bed {
 		t.Fatal(err)
 	}
 	b := &bed{t: t, dir: dir}
-	b.config(bottle.BundleConfig{Egress: "127.0.0.1:0", Pipelock: "127.0.0.1:0"})
+	b.config(bottle.BundleConfig{Egress: "127.0.0.1:0"})
 	b.write(bottle.RoutesFile, "routes: []\n")
 	b.write(bottle.PipelockFile, "mode: strict\n")
 	return b

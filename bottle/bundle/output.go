@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -79,8 +80,9 @@ type output struct {
 	last string
 }
 
-// capture returns the output and the writing end for the child; the caller closes that.
-func capture(daemon string, to *sink, wg *sync.WaitGroup) (*output, *os.File, error) {
+// capture returns the output and the writing end for the child; the caller closes that. hear, if
+// not nil, is told each line, as it came.
+func capture(daemon string, to *sink, wg *sync.WaitGroup, hear func([]byte)) (*output, *os.File, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, nil, err
@@ -90,7 +92,10 @@ func capture(daemon string, to *sink, wg *sync.WaitGroup) (*output, *os.File, er
 		defer close(o.done)
 		defer r.Close()
 		q := newQuota(time.Now())
-		lines(r, func(line string) {
+		lines(r, func(raw []byte, line string) {
+			if hear != nil {
+				hear(raw)
+			}
 			o.mu.Lock()
 			if strings.TrimSpace(line) != "" {
 				o.last = line // dropped or not: it may be why the daemon ends
@@ -117,18 +122,19 @@ func (o *output) lastLine() string {
 	return o.last
 }
 
-// lines calls f with each line, bounded and escaped, until r ends.
-func lines(r io.Reader, f func(string)) {
+// lines calls f with each line, bounded, as it came and escaped, until r ends.
+func lines(r io.Reader, f func(raw []byte, escaped string)) {
 	br := bufio.NewReaderSize(r, maxLine)
 	for {
 		b, err := br.ReadSlice('\n')
 		cut := errors.Is(err, bufio.ErrBufferFull)
 		if len(b) > 0 {
-			text := escape(strings.TrimRight(string(b), "\r\n"))
+			b = bytes.TrimRight(b, "\r\n")
+			text := escape(string(b))
 			if cut {
 				text += " [cut]"
 			}
-			f(text)
+			f(b, text)
 		}
 		for errors.Is(err, bufio.ErrBufferFull) {
 			_, err = br.ReadSlice('\n')

@@ -65,19 +65,20 @@ func (r *reaper) startThread(stop <-chan struct{}) {
 	}
 }
 
-// start runs argv[0] with the arguments, environment and files (0, 1, 2).
-// os.StartProcess and not exec.Cmd, whose Wait races with Wait4(-1).
-func (r *reaper) start(argv, env []string, files []*os.File) (*process, error) {
+// start runs argv[0] with the arguments, environment and descriptors (0, 1, 2 and on). Not
+// exec.Cmd, whose Wait races with Wait4(-1), nor os.StartProcess, whose files would be the
+// runtime poller's: init would be woken for each connection to a socket that it only holds.
+func (r *reaper) start(argv, env []string, files []uintptr) (*process, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var (
-		proc *os.Process
+		pid  int
 		err  error
 		done = make(chan struct{})
 	)
 	r.starts <- func() {
 		defer close(done)
-		proc, err = os.StartProcess(argv[0], argv, &os.ProcAttr{
+		pid, _, err = syscall.StartProcess(argv[0], argv, &syscall.ProcAttr{
 			Dir: "/", Env: env, Files: files,
 			Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
 		})
@@ -86,9 +87,8 @@ func (r *reaper) start(argv, env []string, files []*os.File) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &process{pid: proc.Pid, done: make(chan unix.WaitStatus, 1)}
+	p := &process{pid: pid, done: make(chan unix.WaitStatus, 1)}
 	r.procs[p.pid] = p
-	_ = proc.Release() // its pidfd, which nobody here waits on
 	return p, nil
 }
 

@@ -15,19 +15,15 @@ import (
 // The signal is passed on even if the bytes are the published ones: the host signals
 // again when a daemon stays silent, and that must reach it.
 
-func (s *Supervisor) onReload() {
-	s.reload(s.daemon(bottle.DaemonEgress), unix.SIGHUP)
-}
+func (s *Supervisor) onReload() { s.reload(s.daemon(bottle.DaemonEgress)) }
 
-func (s *Supervisor) onReloadPipelock() {
-	s.reload(s.daemon(bottle.DaemonPipelock), unix.SIGUSR2)
-}
+func (s *Supervisor) onReloadPipelock() { s.reload(s.daemon(bottle.DaemonPipelock)) }
 
-func (s *Supervisor) reload(d *daemon, sig syscall.Signal) {
+func (s *Supervisor) reload(d *daemon) {
 	if d == nil || s.stopping {
 		return
 	}
-	s.forward[d] = sig
+	s.forward[d] = true
 	d.file.begin(time.Now())
 }
 
@@ -40,20 +36,23 @@ func (s *Supervisor) onReplacePipelock() {
 	d.file.begin(time.Now())
 }
 
-// onRestartEgress kills an egress that did not confirm a narrowing. It stays down until
-// routes.yaml has verified once more: with a torn file the published revision is the
+// onRestart kills a daemon that did not confirm a narrowing, all instances of it. It stays down until
+// its file has verified once more: with a torn file the published revision is the
 // wider one that was just revoked, and coming back on it would undo the revocation.
-func (s *Supervisor) onRestartEgress() {
-	d := s.daemon(bottle.DaemonEgress)
+func (s *Supervisor) onRestart(name string) {
+	d := s.daemon(name)
 	if d == nil || s.stopping {
 		return
 	}
-	d.fresh = true
+	d.fresh, d.replace = true, false
 	d.startAt = time.Now()
 	d.file.begin(d.startAt)
-	if d.proc != nil {
-		d.replace = true
-		s.reaper.signal(d.proc, unix.SIGKILL, true)
+	if d.next != nil {
+		s.dropNext(d)
+	}
+	for _, i := range d.instances() {
+		i.expected = true
+		s.kill(i)
 	}
 }
 
@@ -64,23 +63,32 @@ func (s *Supervisor) onVerified(now time.Time, f *file) {
 			continue
 		}
 		d.fresh = false
-		sig, forward := s.forward[d]
+		forward := s.forward[d]
 		delete(s.forward, d)
 		replace := d.name == bottle.DaemonPipelock && s.replace
 		if replace {
 			s.replace = false
 		}
-		switch {
-		case d.proc == nil:
+		if d.cur == nil && d.next == nil {
 			// It starts on the published file. The host asked for it now, so a backoff ends.
 			if forward || replace {
 				d.startAt = now
 			}
-		case replace:
+			continue
+		}
+		if forward {
+			s.wake(d)
+		}
+		if replace {
+			// One that comes up on these very bytes is what is asked for, and signals that come
+			// fast must not keep it from that.
+			if d.next != nil && d.next.loads == f.published {
+				continue
+			}
+			if d.next != nil {
+				s.dropNext(d)
+			}
 			d.replace = true
-			s.stop(d)
-		case forward:
-			d.pending = sig // sent in this turn if the daemon handles signals, else once it does
 		}
 	}
 }
@@ -95,4 +103,19 @@ func (s *Supervisor) dropActions(f *file) {
 	if f.name == bottle.PipelockFile {
 		s.replace = false
 	}
+}
+
+// wake has every instance of a daemon reload; the signal is sent in this turn to those that
+// handle it, to the others once they do.
+func (s *Supervisor) wake(d *daemon) {
+	for _, i := range d.instances() {
+		i.pending = reloadSignal(i)
+	}
+}
+
+func reloadSignal(i *instance) syscall.Signal {
+	if i.d.name == bottle.DaemonPipelock && !i.foreign {
+		return unix.SIGUSR2
+	}
+	return unix.SIGHUP
 }

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
@@ -19,65 +20,59 @@ const (
 	execTree = readTree | ll.AccessFSExecute
 	// writeTree replaces files whole (temp, rename) and syncs the directory.
 	writeTree = readTree | ll.AccessFSWriteFile | ll.AccessFSTruncate | ll.AccessFSMakeReg | ll.AccessFSRemoveFile
-	// sockDir binds a unix socket and removes a stale one.
-	sockDir = landlock.AccessFSSet(ll.AccessFSMakeSock | ll.AccessFSRemoveFile)
 )
 
 // A ruleset is all that a daemon may do with files and TCP ports.
 type ruleset struct {
 	rules      []landlock.Rule
 	connectAny bool // pipelock alone: its job is to dial
-	sockets    sockets
+	udp        bool // likewise
 }
 
 // rulesFor are the rights of one daemon. What is absent is denied: records, journal,
-// kept, the audit log, the manifest, metadata.json and etc/ for all three.
-//
-// Known to be wider than a daemon's own things, for want of finer grain: status/ is one
-// directory, in which each replaces its file by rename, so a hijacked daemon can forge a
-// sibling's status (the host believes it about revisions alone). Files of run/bundle are published by
-// rename, so the rule is on the directory, and egress and pipelock can read each other's config; it holds
-// no secret. egress' key socket lies there too, so egress may remove files; the supervisor
-// puts back what it verified before each start.
+// kept, the audit log, the manifest, metadata.json, etc/ and status/ for all three, and what
+// is a sibling's. None may listen: init does, for all but a pipelock that is not ours.
 func rulesFor(daemon string, dir *bottle.Dir, c *bottle.BundleConfig) (*ruleset, error) {
 	egress, err := port(c.Egress)
 	if err != nil {
 		return nil, fmt.Errorf("egress %q: %w", c.Egress, err)
 	}
-	pipelock, err := port(c.Pipelock)
-	if err != nil {
-		return nil, fmt.Errorf("pipelock %q: %w", c.Pipelock, err)
+	var pipelocks []uint16
+	for _, a := range c.Pipelock {
+		p, err := port(a)
+		if err != nil {
+			return nil, fmt.Errorf("pipelock %q: %w", a, err)
+		}
+		pipelocks = append(pipelocks, p)
 	}
 	r := &ruleset{}
 	add := func(rules ...landlock.Rule) { r.rules = append(r.rules, rules...) }
 	add(system()...)
+	own := landlock.PathAccess(readTree, filepath.Dir(dir.DaemonConfig(daemon)))
 	switch daemon {
 	case bottle.DaemonEgress:
-		add(
+		add(own,
 			landlock.PathAccess(readFile, dir.CACert(), dir.CAKey()),
-			landlock.PathAccess(readTree|sockDir, dir.Path("run", "bundle")),
-			landlock.PathAccess(writeTree, dir.Path("status")),
-			landlock.BindTCP(egress), landlock.ConnectTCP(pipelock),
+			landlock.PathAccess(writeTree, filepath.Dir(dir.SpentFile())),
 		)
-		r.sockets.unix = true // the keys' socket
+		for _, p := range pipelocks {
+			add(landlock.ConnectTCP(p))
+		}
 	case bottle.DaemonPipelock:
-		add(
-			landlock.PathAccess(readTree, dir.Path("run", "bundle")),
-			landlock.PathAccess(writeTree, dir.Path("status")),
-			landlock.BindTCP(pipelock),
-		)
+		add(own)
+		if c.Binary != "" {
+			for _, p := range pipelocks {
+				add(landlock.BindTCP(p))
+			}
+		}
 		r.connectAny = true
-		r.sockets.udp = true // it resolves, by DNS alone: a resolver behind a unix socket (nscd) is passed by
+		r.udp = true // it resolves, by DNS alone: a resolver behind a unix socket (nscd) is passed by
 	case bottle.DaemonSupervise:
-		add(
-			landlock.PathAccess(readFile, dir.Live(ConfigFile)),
+		add(own,
 			landlock.PathAccess(readTree, dir.Decisions()),
 			landlock.PathAccess(writeTree, dir.Path("queue")),
-			landlock.PathAccess(readTree|sockDir, dir.Path("run", "agent")),
-			landlock.PathAccess(writeTree, dir.Path("status")),
 			landlock.ConnectTCP(egress),
 		)
-		r.sockets.unix = true // the agent's MCP socket
 	default:
 		return nil, fmt.Errorf("no daemon %q: %w", daemon, bottle.ErrInvalid)
 	}

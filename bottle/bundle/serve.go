@@ -20,6 +20,7 @@ type Daemon struct {
 	Dir    *bottle.Dir
 	Config *bottle.BundleConfig
 	Reload <-chan struct{} // a value for each reload signal; those that come faster than they are taken are one
+	*Inheritance
 	Logger *slog.Logger
 }
 
@@ -40,7 +41,11 @@ func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logge
 	defer stop()
 	reload, done := reloads(name)
 	defer done()
-	config, err := LoadConfig(dir)
+	inherited, err := Inherit()
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	config, err := LoadConfig(dir, name)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -51,7 +56,7 @@ func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logge
 	if err := confine(name, dir, config, warn); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if err := run(ctx, &Daemon{name, dir, config, reload, logger.With("daemon", name)}); err != nil {
+	if err := run(ctx, &Daemon{name, dir, config, reload, inherited, logger.With("daemon", name)}); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil

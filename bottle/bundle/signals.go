@@ -15,7 +15,7 @@ import (
 // means that a pass is due that has not begun, which will see what the dropped one
 // was about. So none is lost by coalescing and a storm costs a bounded number of passes.
 type Signals struct {
-	reload, reloadPipelock, replacePipelock, restartEgress chan os.Signal
+	reload, reloadPipelock, replacePipelock, restartEgress, restartPipelock chan os.Signal
 
 	stop  chan os.Signal // TERM and INT
 	child chan os.Signal
@@ -33,6 +33,7 @@ func Notify() *Signals {
 		{&s.reloadPipelock, []os.Signal{syscall.Signal(bottle.SignalReloadPipelock)}},
 		{&s.replacePipelock, []os.Signal{syscall.Signal(bottle.SignalReplacePipelock)}},
 		{&s.restartEgress, []os.Signal{syscall.Signal(bottle.SignalRestartEgress)}},
+		{&s.restartPipelock, []os.Signal{syscall.Signal(bottle.SignalRestartPipelock)}},
 		{&s.stop, []os.Signal{unix.SIGTERM, unix.SIGINT}},
 		{&s.child, []os.Signal{unix.SIGCHLD}},
 	} {
@@ -44,7 +45,7 @@ func Notify() *Signals {
 
 // Stop gives the signals back.
 func (s *Signals) Stop() {
-	for _, c := range []chan os.Signal{s.reload, s.reloadPipelock, s.replacePipelock, s.restartEgress, s.stop, s.child} {
+	for _, c := range []chan os.Signal{s.reload, s.reloadPipelock, s.replacePipelock, s.restartEgress, s.restartPipelock, s.stop, s.child} {
 		signal.Stop(c)
 	}
 }

@@ -2,14 +2,11 @@ package bundle
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"reflect"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,12 +24,14 @@ const (
 
 // A Supervisor runs the daemons of one bundle.
 type Supervisor struct {
-	cfg    Config
-	log    *slog.Logger
-	reaper *reaper
-	sink   *sink
-	exits  chan exit
-	procs  sync.WaitGroup // the per-child goroutines
+	cfg     Config
+	log     *slog.Logger
+	reaper  *reaper
+	sink    *sink
+	exits   chan exit
+	reports chan report
+	over    chan struct{}  // closed when the loop has ended
+	procs   sync.WaitGroup // the per-child goroutines
 
 	env     []string
 	bundle  *bottle.BundleConfig
@@ -40,8 +39,15 @@ type Supervisor struct {
 	files   map[string]*file
 	started time.Time
 
+	// What daemons are started with, and egress is pointed at.
+	proxy, keys, mcp *socket
+	slots            []*slot
+	hop              string
+	ending           []*instance // what was taken over from or dropped, and is on its way out
+	lookAt           time.Time   // not before, at who is connected to an old pipelock
+
 	// What a pass will do once its file has verified.
-	forward map[*daemon]syscall.Signal
+	forward map[*daemon]bool
 	replace bool // pipelock
 
 	stopping bool
@@ -53,7 +59,7 @@ type Supervisor struct {
 }
 
 type exit struct {
-	d  *daemon
+	i  *instance
 	ws unix.WaitStatus
 }
 
@@ -74,7 +80,7 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	if cfg.Command == nil {
 		dir := cfg.Dir
-		cfg.Command = func(daemon string) ([]string, error) { return Command(dir, daemon) }
+		cfg.Command = func(daemon, listen string) ([]string, error) { return Command(dir, daemon, listen) }
 	}
 	if cfg.Environ == nil {
 		cfg.Environ = os.Environ()
@@ -84,7 +90,8 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	return &Supervisor{
 		cfg: cfg, log: cfg.Logger, sink: &sink{w: cfg.Output},
-		exits: make(chan exit), files: map[string]*file{}, forward: map[*daemon]syscall.Signal{},
+		exits: make(chan exit), reports: make(chan report), over: make(chan struct{}),
+		files: map[string]*file{}, forward: map[*daemon]bool{},
 	}, nil
 }
 
@@ -100,7 +107,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 	defer unlock()
 	s.started = time.Now().UTC()
-	if err := s.prepare(); err != nil {
+	defer s.closeSockets()
+	if err := s.prepare(ctx); err != nil {
 		s.failure = err
 		s.writeStatus(time.Now())
 		return err
@@ -109,64 +117,12 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	stop := make(chan struct{})
 	s.reaper = newReaper(s.cfg.Signals.child, stop)
 	s.loop(ctx)
+	close(s.over)
 	s.sweep()
 	s.procs.Wait()
 	close(stop)
 	s.reaper.wg.Wait()
 	return s.failure
-}
-
-// prepare reads what the host wrote and clears what an earlier init left: its published
-// files (the host may have narrowed them since) and status files (pids repeat).
-func (s *Supervisor) prepare() error {
-	dir := s.cfg.Dir
-	if os.Getpid() != 1 {
-		// PID 1 gets the orphans anyway; a child has to ask for them.
-		if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-			return fmt.Errorf("become the subreaper: %w", err)
-		}
-	}
-	unix.Umask(0o077)
-	// A descriptor that somebody leaked to this process is not for the daemons.
-	if err := closeOnExec(); err != nil {
-		return err
-	}
-	var err error
-	if s.bundle, err = loadConfig(dir.BundleConfig()); err != nil {
-		return err
-	}
-	names, err := pickDaemons(lookup(s.cfg.Environ, EnvDaemons), s.bundle.Daemons)
-	if err != nil {
-		return err
-	}
-	s.env = childEnv(s.cfg.Environ, s.bundle.Credentials)
-	now := time.Now()
-	for _, n := range names {
-		d := &daemon{name: n}
-		switch n {
-		case bottle.DaemonEgress:
-			d.file = s.addFile(bottle.RoutesFile, dir.Routes())
-		case bottle.DaemonPipelock:
-			d.file = s.addFile(bottle.PipelockFile, dir.Pipelock())
-		}
-		if d.file != nil {
-			if err := remove(d.file.live); err != nil {
-				return err
-			}
-			d.file.begin(now)
-		}
-		if err := remove(dir.DaemonStatus(n)); err != nil {
-			return err
-		}
-		s.daemons = append(s.daemons, d)
-	}
-	return writeLive(dir, s.bundle)
-}
-
-func (s *Supervisor) addFile(name, mounted string) *file {
-	f := &file{name: name, mounted: mounted, live: s.cfg.Dir.Live(name)}
-	s.files[name] = f
-	return f
 }
 
 // loop is the only place that changes the supervisor's state. Each turn does all that is
@@ -180,10 +136,10 @@ func (s *Supervisor) loop(ctx context.Context) {
 		now := time.Now()
 		s.act(now)
 		s.writeStatus(now)
-		if s.stopping && !slices.ContainsFunc(s.daemons, func(d *daemon) bool { return d.proc != nil }) {
+		if s.stopping && len(s.all()) == 0 {
 			return
 		}
-		if at := s.nextDue(); at.IsZero() {
+		if at := s.nextDue(time.Now()); at.IsZero() {
 			timer.Stop()
 		} else {
 			timer.Reset(time.Until(at))
@@ -196,7 +152,9 @@ func (s *Supervisor) loop(ctx context.Context) {
 		case <-sig.replacePipelock:
 			s.onReplacePipelock()
 		case <-sig.restartEgress:
-			s.onRestartEgress()
+			s.onRestart(bottle.DaemonEgress)
+		case <-sig.restartPipelock:
+			s.onRestart(bottle.DaemonPipelock)
 		case got := <-sig.stop:
 			s.shutdown("signal " + got.String())
 		case <-done:
@@ -204,20 +162,16 @@ func (s *Supervisor) loop(ctx context.Context) {
 			s.shutdown(context.Cause(ctx).Error())
 		case e := <-s.exits:
 			s.onExit(e)
+		case r := <-s.reports:
+			s.onReport(r)
 		case <-timer.C:
 		}
 	}
 }
 
-// act does what is due: files, then ends that TERM did not bring, starts, and readiness.
+// act does what is due: files, then ends that TERM did not bring, starts, a replacement, signals.
 func (s *Supervisor) act(now time.Time) {
-	for _, d := range s.daemons {
-		if d.proc != nil && !d.killAt.IsZero() && !now.Before(d.killAt) {
-			s.log.Warn("daemon ignores TERM, killing it", "daemon", d.name, "pid", d.proc.pid)
-			s.reaper.signal(d.proc, unix.SIGKILL, true)
-			d.killAt = time.Time{}
-		}
-	}
+	s.killDue(now)
 	if s.stopping {
 		return
 	}
@@ -231,20 +185,18 @@ func (s *Supervisor) act(now time.Time) {
 	}
 	for _, d := range s.daemons {
 		if d.startable(now) {
-			s.start(d)
-		}
-		if d.proc != nil {
-			d.check(now, s.cfg.Dir.DaemonStatus(d.name))
-			if d.handles && d.pending != 0 {
-				s.reaper.signal(d.proc, d.pending, false)
-				d.pending = 0
-			}
+			s.startCurrent(d)
 		}
 	}
+	s.advance(now)
+	for _, i := range s.all() {
+		s.signalPending(now, i)
+	}
+	s.flushSlots(now)
 }
 
 // nextDue is when the loop must turn without being told; zero: never.
-func (s *Supervisor) nextDue() time.Time {
+func (s *Supervisor) nextDue(now time.Time) time.Time {
 	var due time.Time
 	sooner := func(t time.Time) {
 		if !t.IsZero() && (due.IsZero() || t.Before(due)) {
@@ -252,95 +204,31 @@ func (s *Supervisor) nextDue() time.Time {
 		}
 	}
 	sooner(s.statusAt)
-	for _, d := range s.daemons {
-		sooner(d.killAt)
+	for _, i := range s.all() {
+		sooner(i.killAt)
 		if !s.stopping {
-			sooner(d.look)
-			if d.proc == nil && d.hasConfig() {
-				sooner(d.startAt)
-			}
+			sooner(i.giveUpAt)
+			sooner(i.againAt)
 		}
 	}
-	if !s.stopping {
-		for _, f := range s.files {
-			sooner(f.next)
+	if s.stopping {
+		return due
+	}
+	for _, d := range s.daemons {
+		if d.cur == nil && d.next == nil && d.hasConfig() {
+			sooner(d.startAt)
 		}
+		if len(d.old) > 0 {
+			sooner(s.lookAt)
+		}
+	}
+	for _, f := range s.files {
+		sooner(f.next)
+	}
+	if slices.ContainsFunc(s.slots, s.mustFlush) {
+		sooner(now.Add(flushEvery))
 	}
 	return due
-}
-
-// start starts the daemon on the bytes that were verified.
-func (s *Supervisor) start(d *daemon) {
-	d.starts++
-	if err := s.tryStart(d); err != nil {
-		// Not even a process: no exit will come.
-		s.log.Error("daemon could not be started", "daemon", d.name, "error", err)
-		d.crashes++
-		d.startAt = time.Now().Add(backoff(d.crashes))
-		d.lastExit = err.Error()
-		if !d.came && d.crashes >= firstTries {
-			s.fail(&StartError{Daemon: d.name, Code: 1, Reason: err.Error()})
-		}
-		return
-	}
-	s.log.Info("daemon started", "daemon", d.name, "pid", d.proc.pid, "restarts", d.starts-1)
-}
-
-func (s *Supervisor) tryStart(d *daemon) error {
-	if d.file != nil {
-		if err := d.file.restore(); err != nil {
-			return err
-		}
-	}
-	if err := remove(s.cfg.Dir.DaemonStatus(d.name)); err != nil {
-		return err
-	}
-	argv, err := s.cfg.Command(d.name)
-	if err != nil {
-		return err
-	}
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	out, w, err := capture(d.name, s.sink, &s.procs)
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	proc, err := s.reaper.start(argv, s.env, []*os.File{null, w, w})
-	if err != nil {
-		return err
-	}
-	now := time.Now()
-	d.proc, d.out, d.startedAt, d.look = proc, out, now.UTC(), now
-	s.procs.Go(func() {
-		ws := <-proc.done
-		// The reason for its end may still be in the pipe.
-		select {
-		case <-out.done:
-		case <-time.After(drainFor):
-			out.close()
-		}
-		s.exits <- exit{d, ws}
-	})
-	return nil
-}
-
-func (s *Supervisor) onExit(e exit) {
-	d, pid := e.d, e.d.proc.pid
-	expected := d.replace || s.stopping
-	last := d.out.lastLine()
-	failed := d.ended(time.Now(), e.ws)
-	if expected {
-		s.log.Info("daemon stopped", "daemon", d.name, "pid", pid, "exit", d.lastExit)
-		return
-	}
-	s.log.Warn("daemon ended", "daemon", d.name, "pid", pid, "exit", d.lastExit, "last_line", last, "start_again_at", d.startAt)
-	if failed {
-		s.fail(startError(d.name, e.ws, last))
-	}
 }
 
 // fail ends the bundle.
@@ -357,19 +245,9 @@ func (s *Supervisor) shutdown(why string) {
 	}
 	s.stopping = true
 	s.log.Info("stopping", "reason", why)
-	for _, d := range s.daemons {
-		s.stop(d)
+	for _, i := range s.all() {
+		s.end(i)
 	}
-}
-
-// stop sends TERM to the daemon's group; KILL follows after the grace, also if the
-// group is stopped (TERM waits for CONT then, KILL doesn't).
-func (s *Supervisor) stop(d *daemon) {
-	if d.proc == nil || !d.killAt.IsZero() {
-		return
-	}
-	s.reaper.signal(d.proc, unix.SIGTERM, true)
-	d.killAt = time.Now().Add(s.cfg.Grace)
 }
 
 // sweep ends what the daemons left behind: orphans that made a session of their own, and
@@ -387,57 +265,6 @@ func (s *Supervisor) daemon(name string) *daemon {
 		if d.name == name {
 			return d
 		}
-	}
-	return nil
-}
-
-// initStatus is the state as the host may see it.
-func (s *Supervisor) initStatus() bottle.InitStatus {
-	st := bottle.InitStatus{
-		Schema: bottle.Schema, Ready: !s.stopping && len(s.daemons) > 0, PID: os.Getpid(), StartedAt: s.started,
-		Daemons: map[string]bottle.ChildStatus{}, Files: map[string]bottle.MountedFile{},
-	}
-	for _, d := range s.daemons {
-		st.Daemons[d.name] = d.status()
-		if d.serving.IsZero() {
-			st.Ready = false
-		}
-		if d.proc == nil && !d.hasConfig() && d.file.refused != nil {
-			st.Error = fmt.Sprintf("%s is not started until %s is valid: %s", d.name, d.file.name, d.file.refused.Error)
-		}
-	}
-	for name, f := range s.files {
-		st.Files[name] = f.status()
-	}
-	if s.failure != nil {
-		st.Error = s.failure.Error()
-	}
-	return st
-}
-
-// writeStatus writes status/init.json if it changed.
-func (s *Supervisor) writeStatus(now time.Time) {
-	st := s.initStatus()
-	if now.Before(s.statusAt) || reflect.DeepEqual(st, s.written) {
-		return
-	}
-	err := bottle.WriteStatus(s.cfg.Dir.InitStatus(), st)
-	if err != nil {
-		if s.statusErr == nil || s.statusErr.Error() != err.Error() {
-			s.log.Error("status could not be written", "error", err)
-		}
-		s.statusErr, s.statusAt = err, now.Add(retryStatus)
-		return
-	}
-	if st.Ready && !s.written.Ready {
-		s.log.Info("ready", "took", now.Sub(s.started).Round(time.Millisecond))
-	}
-	s.written, s.statusErr, s.statusAt = st, nil, time.Time{}
-}
-
-func remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
 	}
 	return nil
 }

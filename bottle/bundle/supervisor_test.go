@@ -181,7 +181,7 @@ func TestSecondInitIsRefused(t *testing.T) {
 func TestEnvironmentIsPicked(t *testing.T) {
 	b := newBed(t)
 	b.config(bottle.BundleConfig{
-		Egress: "127.0.0.1:0", Pipelock: "127.0.0.1:0",
+		Egress:      "127.0.0.1:0",
 		Credentials: map[string]bottle.Credential{"x": {Header: "Authorization", TokenEnv: "BOTTLE_X"}},
 	})
 	b.start("EXAMPLE_TOKEN=s3cret1", "BOTTLE_X=s3cret2", "BOTTLE_LOG_LEVEL=debug")
@@ -246,10 +246,10 @@ func TestBadStartConfig(t *testing.T) {
 		c    bottle.BundleConfig
 		want string
 	}{
-		{"binary", bottle.BundleConfig{Egress: "127.0.0.1:0", Pipelock: "127.0.0.1:0", Binary: "/opt/pipelock"}, `binary "/opt/pipelock": a pipelock binary is not supported yet`},
-		{"port", bottle.BundleConfig{Egress: "127.0.0.1:70000", Pipelock: "127.0.0.1:0"}, `egress "127.0.0.1:70000": port "70000" is not a number up to 65535`},
-		{"address", bottle.BundleConfig{Egress: "127.0.0.1:0", Pipelock: "x"}, `pipelock "x": not host:port`},
-		{"same", bottle.BundleConfig{Egress: "127.0.0.1:9", Pipelock: "127.0.0.1:9"}, "give them different ports"},
+		{"binary", bottle.BundleConfig{Egress: "127.0.0.1:0", Binary: "pipelock"}, `binary "pipelock": not an absolute path`},
+		{"port", bottle.BundleConfig{Egress: "127.0.0.1:70000"}, `egress "127.0.0.1:70000": port "70000" is not a number up to 65535`},
+		{"address", bottle.BundleConfig{Egress: "127.0.0.1:0", Pipelock: []string{"x"}}, `pipelock: "x" is not a loopback address (IPv4) and a port`},
+		{"not loopback", bottle.BundleConfig{Egress: "127.0.0.1:0", Pipelock: []string{"0.0.0.0:0"}}, "is not a loopback address"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t)

@@ -99,7 +99,7 @@ func (k *Keeper) loop(ctx context.Context) {
 	w, err := fsnotify.NewWatcher()
 	if err == nil {
 		defer w.Close()
-		err = errors.Join(w.Add(d.Requests()), w.Add(d.Cancels()), w.Add(filepath.Dir(d.InitStatus())))
+		err = errors.Join(w.Add(d.Requests()), w.Add(d.Cancels()), w.Add(filepath.Dir(d.InitStatus())), w.Add(filepath.Dir(d.SpentFile())))
 		events, errs = w.Events, w.Errors
 	}
 	if err != nil {

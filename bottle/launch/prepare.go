@@ -41,6 +41,9 @@ func Prepare(dir *bottle.Dir, m *bottle.Manifest, f Files) error {
 	return bottle.WriteJSON(dir.BundleConfig(), cfg)
 }
 
+// pipelockPorts is how many pipelocks there can be at once: one serves, one comes up, three drain.
+const pipelockPorts = 5
+
 func bundleConfig(m *bottle.Manifest) (bottle.BundleConfig, error) {
 	cfg := bottle.BundleConfig{
 		Schema: bottle.Schema, Name: m.Name,
@@ -63,8 +66,14 @@ func bundleConfig(m *bottle.Manifest) (bottle.BundleConfig, error) {
 	if cfg.Egress, err = PickPort("egress.listen", m.Egress.Listen); err != nil {
 		return cfg, err
 	}
-	cfg.Pipelock, err = PickPort("pipelock", "127.0.0.1:0")
-	return cfg, err
+	for range pipelockPorts {
+		addr, err := PickPort("pipelock", "127.0.0.1:0")
+		if err != nil {
+			return cfg, err
+		}
+		cfg.Pipelock = append(cfg.Pipelock, addr)
+	}
+	return cfg, nil
 }
 
 // caBundle is where the agent's tools find the bottle's CA together with the machine's

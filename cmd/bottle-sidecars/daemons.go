@@ -12,17 +12,25 @@ import (
 )
 
 func runEgress(ctx context.Context, d *bundle.Daemon) error {
+	proxy, err := d.Listener(bundle.FDProxy)
+	if err != nil {
+		return err
+	}
+	keys, err := d.Listener(bundle.FDKeys)
+	if err != nil {
+		return err
+	}
 	s, err := egress.New(egress.Config{
 		Routes:      d.Dir.Live(bottle.RoutesFile),
-		StatusPath:  d.Dir.DaemonStatus(d.Name),
+		Report:      d.Report,
 		SpentPath:   d.Dir.SpentFile(),
 		CACert:      d.Dir.CACert(),
 		CAKey:       d.Dir.CAKey(),
-		KeySocket:   d.Dir.KeySocket(),
+		KeyListener: keys,
 		Name:        d.Config.Name,
-		Listen:      d.Config.Egress,
+		Listener:    proxy,
 		Secret:      d.Config.ProxySecret,
-		Pipelock:    d.Config.Pipelock,
+		HopFile:     d.Dir.HopFile(),
 		GateSecret:  d.Config.GateSecret,
 		UpstreamCA:  []byte(d.Config.UpstreamCA),
 		Credentials: d.Config.Credentials,
@@ -44,11 +52,15 @@ func runPipelock(ctx context.Context, d *bundle.Daemon) error {
 		}
 		allow = append(allow, p)
 	}
+	l, err := d.Listener(bundle.FDGate)
+	if err != nil {
+		return err
+	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
 		Config:     d.Dir.Live(bottle.PipelockFile),
-		Listen:     d.Config.Pipelock,
+		Listener:   l,
 		Secret:     d.Config.GateSecret,
-		StatusPath: d.Dir.DaemonStatus(d.Name),
+		Report:     d.Report,
 		Resolve:    d.Config.Resolve,
 		AllowCIDRs: allow,
 		Reload:     d.Reload,

@@ -80,7 +80,7 @@ func newDir(t testing.TB, program string) *bottle.Dir {
 		t.Fatal(err)
 	}
 	putBoth(t, dir, routes)
-	writeConfig(t, dir, bottle.BundleConfig{Egress: freePort(t), Pipelock: freePort(t), Name: program, ProxySecret: rand.Text(), GateSecret: rand.Text()})
+	writeConfig(t, dir, bottle.BundleConfig{Egress: freePort(t), Name: program, ProxySecret: rand.Text(), GateSecret: rand.Text()})
 	return dir
 }
 
@@ -186,7 +186,7 @@ func TestBundle(t *testing.T) {
 			t.Logf("%s", r.out)
 		}
 	}()
-	cfg, err := bundle.LoadConfig(dir)
+	cfg, err := bundle.LoadConfig(dir, bottle.DaemonSupervise)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +199,11 @@ func TestBundle(t *testing.T) {
 	if err != nil || len(routes.Routes) != 1 {
 		t.Fatalf("routes in force: %+v %v", routes, err)
 	}
-	res, err := get(t.Context(), "http://"+cfg.Pipelock+"/health")
+	var gate bottle.DaemonStatus
+	if err := bottle.ReadJSON(dir.DaemonStatus(bottle.DaemonPipelock), 0, &gate); err != nil {
+		t.Fatal(err)
+	}
+	res, err := get(t.Context(), "http://"+gate.Listen+"/health")
 	if err != nil || res != http.StatusOK {
 		t.Errorf("pipelock's health: %d %v", res, err)
 	}
@@ -351,14 +355,14 @@ func TestPortTaken(t *testing.T) {
 	}
 	defer l.Close()
 	dir := newDir(t, "test")
-	writeConfig(t, dir, bottle.BundleConfig{Egress: l.Addr().String(), Pipelock: freePort(t)})
+	writeConfig(t, dir, bottle.BundleConfig{Egress: l.Addr().String()})
 	r := start(t, self(t), dir)
 	_ = r.cmd.Wait()
 	if code := r.cmd.ProcessState.ExitCode(); code != exitFailed {
 		t.Errorf("exit code %d", code)
 	}
 	last := r.out.String()[strings.LastIndexByte(strings.TrimSpace(r.out.String()), '\n')+1:]
-	for _, want := range []string{"daemon egress does not come up", l.Addr().String(), "address already in use"} {
+	for _, want := range []string{"egress.listen: listen on " + l.Addr().String(), "address already in use", "free the port"} {
 		if !strings.Contains(last, want) {
 			t.Errorf("no %q in the last line: %s", want, last)
 		}

@@ -69,7 +69,7 @@ func supervise(ctx context.Context, d *bundle.Daemon) error {
 	if err != nil {
 		return err
 	}
-	l, err := mcp.Listen(d.Dir.MCPSocket())
+	l, err := d.Listener(bundle.FDMCP)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,7 @@ func supervise(ctx context.Context, d *bundle.Daemon) error {
 		Schema: bottle.Schema, Daemon: d.Name, PID: os.Getpid(), Instance: uuid.NewString(),
 		LoadedAt: time.Now().UTC(), Listen: d.Dir.MCPSocket(),
 	}
-	if err := bottle.WriteStatus(d.Dir.DaemonStatus(d.Name), status); err != nil {
+	if err := d.Report(status); err != nil {
 		_ = l.Close()
 		return err
 	}
