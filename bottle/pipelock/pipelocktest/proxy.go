@@ -25,6 +25,8 @@ const maxFetched = 1 << 20
 // A proxy judges each request by the settings of that moment, and an open tunnel never again.
 type proxy struct {
 	settings atomic.Pointer[settings]
+	killed   atomic.Bool // the kill switch, which SIGUSR1 turns
+	tunnels  sync.WaitGroup
 	resolve  map[string]string
 	started  time.Time
 	mux      *http.ServeMux
@@ -51,6 +53,8 @@ func newProxy(s *settings, k knobs) *proxy {
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	on := p.settings.Load().ForwardProxy.Enabled
 	switch {
+	case p.killed.Load() && r.URL.Path != "/health":
+		answer(w, http.StatusServiceUnavailable, map[string]any{"error": "kill_switch_active", "message": "Emergency deny-all active"})
 	case r.Method == http.MethodConnect && !on:
 		http.Error(w, "CONNECT not supported", http.StatusMethodNotAllowed)
 	case r.Method == http.MethodConnect:
@@ -86,6 +90,8 @@ func (p *proxy) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer up.Close()
+	p.tunnels.Add(1) // before the server forgets the connection, which it waits for too
+	defer p.tunnels.Done()
 	client, buf, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		http.Error(w, "hijack not supported", http.StatusInternalServerError)
@@ -166,7 +172,7 @@ func (p *proxy) health(w http.ResponseWriter, _ *http.Request) {
 	s := p.settings.Load()
 	answer(w, http.StatusOK, map[string]any{
 		"status": "healthy", "version": version, "mode": s.Mode, "uptime_seconds": time.Since(p.started).Seconds(),
-		"forward_proxy_enabled": s.ForwardProxy.Enabled, "tls_interception_enabled": s.TLS.Enabled, "kill_switch_active": false,
+		"forward_proxy_enabled": s.ForwardProxy.Enabled, "tls_interception_enabled": s.TLS.Enabled, "kill_switch_active": p.killed.Load(),
 	})
 }
 

@@ -41,7 +41,7 @@ func newReloader(path string, p *proxy, k knobs) *reloader {
 	return &reloader{path: path, proxy: p, time: k.reloadTime, watch: !k.noWatch, changes: make(chan *settings, 1)}
 }
 
-// start handles SIGHUP from here on. The caller calls stop, which waits for both goroutines.
+// start handles SIGHUP and SIGUSR1 from here on. The caller calls stop, which waits for both goroutines.
 func (r *reloader) start(ctx context.Context) (stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	closeWatch := func() {}
@@ -57,15 +57,16 @@ func (r *reloader) start(ctx context.Context) (stop func(), err error) {
 		}
 		events, closeWatch = w.Events, func() { _ = w.Close() }
 	}
-	hup := make(chan os.Signal, 1)
+	hup, usr1 := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
+	signal.Notify(usr1, syscall.SIGUSR1)
 	var both sync.WaitGroup
-	both.Go(func() { r.read(ctx, hup, events) })
+	both.Go(func() { r.read(ctx, hup, usr1, events) })
 	both.Go(func() { r.apply(ctx) })
 	return func() { cancel(); both.Wait(); closeWatch() }, nil
 }
 
-func (r *reloader) read(ctx context.Context, hup <-chan os.Signal, events <-chan fsnotify.Event) {
+func (r *reloader) read(ctx context.Context, hup, usr1 <-chan os.Signal, events <-chan fsnotify.Event) {
 	var calm <-chan time.Time
 	for {
 		select {
@@ -75,6 +76,11 @@ func (r *reloader) read(ctx context.Context, hup <-chan os.Signal, events <-chan
 			if ok && filepath.Base(e.Name) == filepath.Base(r.path) && (e.Has(fsnotify.Write) || e.Has(fsnotify.Create) || e.Has(fsnotify.Rename)) {
 				calm = time.After(debounce)
 			}
+			continue
+		case <-usr1:
+			on := !r.proxy.killed.Load()
+			r.proxy.killed.Store(on)
+			fmt.Fprintf(os.Stderr, "pipelock: kill switch %s via SIGUSR1\n", map[bool]string{true: "ACTIVATED", false: "DEACTIVATED"}[on])
 			continue
 		case <-calm:
 			calm = nil
