@@ -17,6 +17,12 @@
 // question that allowed it; a reload, or the end of a grant, asks that question again
 // and cuts what is no longer allowed, and nothing else. See [registry].
 //
+// Which pipelock that is may change: a reload first goes over to the one that hop.json names,
+// on connections of its own. What is under way stays with the old one, whose connections are
+// closed as they come free, so that it drains. A dial that finds nobody is tried again for
+// two seconds, by the address of then; what may have been sent is never repeated for that, and
+// nothing goes around pipelock. See [hop] and [upstreams.use].
+//
 // # Trust
 //
 // Everything from the agent is hostile: its bytes are framed strictly before net/http

@@ -84,7 +84,7 @@ func (ex *exchange) failed(err error) *refusal {
 	case errors.Is(err, errHopDown):
 		n.layer = layerPipelock
 		n.reason = "pipelock, by which everything goes out, can't be reached: " + cause(err) + "; it is started anew by itself, so try again"
-	case !ex.query.TLS && passing(err):
+	case !ex.query.TLS && (passing(err) || errors.Is(err, net.ErrClosed)):
 		// It would have said so if it were the upstream's doing. The request was sent, so it is
 		// not repeated.
 		n.layer = layerPipelock
@@ -94,7 +94,7 @@ func (ex *exchange) failed(err error) *refusal {
 	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		n.status = http.StatusGatewayTimeout
 		n.reason = ex.to().String() + " did not answer in time"
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		n.reason = ex.to().String() + " closed the connection without an answer"
 	default:
 		n.reason = ex.to().String() + ": " + cause(err)
@@ -113,8 +113,8 @@ func cause(err error) string {
 		return errno.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "the connection was closed"
-	case errors.As(err, &op):
-		return printable(op.Err.Error(), 300)
+	case errors.As(err, &op): // which may be around another one
+		return cause(op.Err)
 	}
 	return printable(err.Error(), 300)
 }

@@ -24,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ type world struct {
 	dir    string
 	cfg    egress.Config
 	addr   string // of the egress
+	status string // the path at which its status is found
 	reload chan struct{}
 	gate   *gate
 	roots  *x509.CertPool // what the agent trusts: the bottle's CA
@@ -62,6 +64,7 @@ func newWorld(t testing.TB, routes []bottle.Route, opts ...option) *world {
 		Listen: "127.0.0.1:0", Pipelock: w.gate.addr, UpstreamCA: w.ca.pem, Reload: w.reload,
 		Logger: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
+	w.status = w.cfg.StatusPath
 	for _, o := range opts {
 		o(&w.cfg)
 	}
@@ -87,7 +90,7 @@ func (w *world) start() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	_ = os.Remove(w.cfg.StatusPath)
+	_ = os.Remove(w.status)
 	go func() { done <- s.Run(ctx) }()
 	w.stop = sync.OnceFunc(func() {
 		cancel()
@@ -127,7 +130,7 @@ func (w *world) waitStatus(ok func(bottle.DaemonStatus) bool) bottle.DaemonStatu
 	var st bottle.DaemonStatus
 	eventually(w.t, "the status", func() bool {
 		st = bottle.DaemonStatus{}
-		return bottle.ReadJSON(w.cfg.StatusPath, 0, &st) == nil && ok(st)
+		return bottle.ReadJSON(w.status, 0, &st) == nil && ok(st)
 	})
 	return st
 }
@@ -252,6 +255,7 @@ func (w *world) plainUpstream(host string, h http.HandlerFunc) {
 // A gate is the simplest of next hops: it knows addresses, not policy.
 type gate struct {
 	addr string
+	open *countingListener
 
 	mu      sync.Mutex
 	to      map[string]string // host:port -> address
@@ -263,7 +267,10 @@ type gate struct {
 
 func newGate(t testing.TB) *gate {
 	g := &gate{to: map[string]string{}, refuse: map[string]int{}}
-	s := httptest.NewServer(g)
+	s := httptest.NewUnstartedServer(g)
+	g.open = &countingListener{Listener: s.Listener}
+	s.Listener = g.open
+	s.Start()
 	g.addr = s.Listener.Addr().String()
 	g.clients.Proxy = nil
 	t.Cleanup(func() {
@@ -272,6 +279,31 @@ func newGate(t testing.TB) *gate {
 		g.clients.CloseIdleConnections()
 	})
 	return g
+}
+
+// A countingListener knows how many of its connections are open.
+type countingListener struct {
+	net.Listener
+	n atomic.Int64
+}
+
+func (l *countingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.n.Add(1)
+	return &countedConn{Conn: c, end: sync.OnceFunc(func() { l.n.Add(-1) })}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	end func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.end()
+	return c.Conn.Close()
 }
 
 func (g *gate) route(target, addr string) {

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -139,49 +138,6 @@ func TestEndDuringASweepIsSeenByTheNextTick(t *testing.T) {
 	}
 	if s.over == s.ended(s.snap.Load()) {
 		t.Error("the end went by unseen")
-	}
-}
-
-// Nor does a port that refuses connections for a moment lose anything.
-func TestHopWaitsForItsPort(t *testing.T) {
-	first, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's listener
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := first.Addr().String()
-	_ = first.Close()
-	attempts := 0
-	h := newHop(addr, "")
-	served := make(chan error, 1)
-	h.dialer.Control = func(string, string, syscall.RawConn) error {
-		if attempts++; attempts != 4 {
-			return nil
-		}
-		l, err := net.Listen("tcp", addr) //nolint:noctx // a test's listener
-		if err != nil {
-			return err
-		}
-		go func() {
-			defer l.Close()
-			c, err := l.Accept()
-			if err == nil {
-				_, err = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nearly")
-				_ = c.Close()
-			}
-			served <- err
-		}()
-		return nil
-	}
-	c, err := h.connect(t.Context(), authority{"a.example.com", 443})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if b, _ := io.ReadAll(c); string(b) != "early" || attempts != 4 {
-		t.Errorf("%q after %d attempts", b, attempts)
-	}
-	if err := <-served; err != nil {
-		t.Error(err)
 	}
 }
 

@@ -33,11 +33,16 @@ func stream(gone chan<- struct{}) http.HandlerFunc {
 // open starts a GET and returns after the first bytes of its body.
 func (w *world) open(u string) io.ReadCloser {
 	w.t.Helper()
+	return w.openBy(w.agent(), u)
+}
+
+func (w *world) openBy(agent *http.Client, u string) io.ReadCloser {
+	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, u, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	res, err := w.agent().Do(req)
+	res, err := agent.Do(req)
 	if err != nil {
 		w.t.Fatal(err)
 	}
