@@ -20,7 +20,10 @@ import (
 )
 
 // testCommand is how init of the tests starts a daemon.
-func testCommand(dir *bottle.Dir, exe, daemon, _ string) ([]string, error) {
+func testCommand(dir *bottle.Dir, exe, daemon, listen string) ([]string, error) {
+	if c, err := bundle.LoadConfig(dir, daemon); err == nil && daemon == bottle.DaemonPipelock && c.Binary != "" {
+		return bundle.Command(dir, daemon, listen)
+	}
 	return []string{exe, "role:daemon", daemon, dir.Path()}, nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"bottle/bottle"
 	"bottle/bottle/bundle"
+	"bottle/bottle/pipelock/pipelocktest"
 )
 
 // The test binary is also the programs that the tests run as real processes; its
@@ -40,6 +41,10 @@ func TestMain(m *testing.M) {
 		os.Exit(serveMain(os.Args[2], os.Args[3]))
 	case "role:probe":
 		os.Exit(probeMain())
+	case "exec": // as bottle-sidecars has it: exec --daemon NAME --root DIR -- COMMAND...
+		os.Exit(execMain(os.Args[3], os.Args[5], os.Args[7:]))
+	case "run":
+		os.Exit(pipelocktest.Main(os.Args[1:]))
 	}
 	os.Exit(m.Run())
 }
