@@ -33,6 +33,16 @@ func (q *stubborn) Submit(ctx context.Context, ask bottle.Ask, key string) (bott
 	return t, err
 }
 
+// listen makes a real socket, as init does for the server.
+func listen(t testing.TB, path string) net.Listener {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
 // serve serves on a real socket until stop is called.
 func serve(t testing.TB, path string, q mcp.Queue) (stop func()) {
 	t.Helper()
@@ -40,10 +50,7 @@ func serve(t testing.TB, path string, q mcp.Queue) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := mcp.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, path)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, l) }()

@@ -1,8 +1,9 @@
 // Package mcp is the bundle's MCP server: the one door through which an agent may ask for
 // a change of what its bottle lets through, and learn what was decided.
 //
-// The model: a unix socket, newline-delimited JSON-RPC on it, and one session of ours for
-// each connection, which feeds mcp-go's HandleMessage. Both eras of the protocol are served:
+// The model: a unix socket, which init makes and holds so that it outlives the server,
+// newline-delimited JSON-RPC on it, and one session of ours for each connection, which feeds
+// mcp-go's HandleMessage. Both eras of the protocol are served:
 // 2026-07-28, which is stateless, and the older ones, which begin with initialize. mcp-go's
 // own transports are not used: its stdio session is one global, so that progress reaches the
 // wrong client, and its HTTP transport loses streams when the server is replaced.

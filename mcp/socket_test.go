@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -280,10 +279,7 @@ func TestConnectionsAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "mcp.sock")
-	l, err := mcp.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, path)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(ctx, l) }()
@@ -309,53 +305,6 @@ func TestConnectionsAreBounded(t *testing.T) {
 	if c.out.Scan() {
 		t.Errorf("and then %q", c.out.Text())
 	}
-}
-
-func TestListen(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "mcp.sock")
-	l, err := mcp.Listen(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	fi, err := os.Lstat(path)
-	if err != nil || fi.Mode() != fs.ModeSocket|0o660 {
-		t.Errorf("mode %v, %v", fi.Mode(), err)
-	}
-	t.Run("a live one is not replaced", func(t *testing.T) {
-		if _, err := mcp.Listen(path); !errors.Is(err, bottle.ErrLocked) {
-			t.Error(err)
-		}
-	})
-	t.Run("a stale one is", func(t *testing.T) {
-		stale := filepath.Join(dir, "stale.sock")
-		old, err := (&net.ListenConfig{}).Listen(t.Context(), "unix", stale)
-		if err != nil {
-			t.Fatal(err)
-		}
-		old.(*net.UnixListener).SetUnlinkOnClose(false) //nolint:errcheck // it was made two lines above
-		_ = old.Close()
-		l, err := mcp.Listen(stale)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = l.Close()
-	})
-	t.Run("what is no socket is not", func(t *testing.T) {
-		file := filepath.Join(dir, "file")
-		if err := os.WriteFile(file, []byte("precious"), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := mcp.Listen(file); !errors.Is(err, bottle.ErrInvalid) {
-			t.Error(err)
-		}
-	})
-	t.Run("a path that is too long is refused by name", func(t *testing.T) {
-		if _, err := mcp.Listen(filepath.Join(dir, strings.Repeat("x", 120))); !errors.Is(err, bottle.ErrInvalid) || !strings.Contains(err.Error(), "shorter state directory") {
-			t.Error(err)
-		}
-	})
 }
 
 // dialFor makes this test binary a client: it prints the first line that the server says.
