@@ -7,11 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"bottle/bottle"
 	"bottle/bottle/egress"
@@ -54,7 +55,7 @@ func TestCredential(t *testing.T) {
 	if a := w.get("https://api.example.com/v1/x"); a.status != 503 || !strings.Contains(a.body, "credential example has not been handed over") {
 		t.Errorf("without its token: %+v", a)
 	}
-	if err := egress.HandKeys(t.Context(), w.cfg.KeySocket, map[string]string{"example": secret, "keyed": secret}); err != nil {
+	if err := egress.HandKeys(t.Context(), w.init.socket, map[string]string{"example": secret, "keyed": secret}); err != nil {
 		t.Fatal(err)
 	}
 	w.waitStatus(func(st bottle.DaemonStatus) bool { return len(st.Needs) == 0 })
@@ -90,9 +91,8 @@ func TestCredential(t *testing.T) {
 			t.Errorf("%s shows it", path)
 		}
 	}
-	b, err := os.ReadFile(w.cfg.StatusPath)
-	if err != nil || strings.Contains(string(b), secret) || strings.Contains(w.log.String(), secret) {
-		t.Errorf("the status or the log shows it (%v)", err)
+	if strings.Contains(w.init.told(t)+w.log.String(), secret) {
+		t.Error("the status or the log shows it")
 	}
 	// To an upstream whose certificate is not right, nothing is sent.
 	w.upstream("api.example.com", h).TLS.Certificates[0] = newTestCA(t).leaf(t, "api.example.com")
@@ -110,7 +110,7 @@ func TestRevokedCredentialCutsItsStreams(t *testing.T) {
 	w := newWorld(t, []bottle.Route{route}, withCredentials(credentials()))
 	gone := make(chan struct{}, 1)
 	w.upstream("api.example.com", stream(gone))
-	if err := egress.HandKeys(t.Context(), w.cfg.KeySocket, map[string]string{"example": secret}); err != nil {
+	if err := egress.HandKeys(t.Context(), w.init.socket, map[string]string{"example": secret}); err != nil {
 		t.Fatal(err)
 	}
 	body := w.open("https://api.example.com/")
@@ -135,9 +135,6 @@ func TestRoutesWithACredentialForAnotherHostAreRefused(t *testing.T) {
 
 func TestKeySocket(t *testing.T) {
 	w := newWorld(t, nil, withCredentials(credentials()))
-	if st, err := os.Lstat(w.cfg.KeySocket); err != nil || st.Mode().Perm() != 0o600 {
-		t.Errorf("mode %v %v", st.Mode(), err)
-	}
 	for name, tokens := range map[string]map[string]string{
 		"unknown":      {"example": secret, "nobody": secret},
 		"empty":        {"example": ""},
@@ -145,13 +142,13 @@ func TestKeySocket(t *testing.T) {
 		"control":      {"example": secret + "\x00"},
 		"far too long": {"example": strings.Repeat("x", 20<<10)},
 	} {
-		err := egress.HandKeys(t.Context(), w.cfg.KeySocket, tokens)
+		err := egress.HandKeys(t.Context(), w.init.socket, tokens)
 		if err == nil || strings.Contains(err.Error(), secret) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for _, line := range []string{"\n", "{}\n", `{"schema":2,"tokens":{}}` + "\n", `{"schema":1,"tokens":{"example":5}}` + "\n"} {
-		c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", w.cfg.KeySocket)
+		c, err := (&net.Dialer{}).DialContext(t.Context(), "unix", w.init.socket)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,16 +167,16 @@ func TestKeySocket(t *testing.T) {
 	}
 	before := w.waitStatus(func(bottle.DaemonStatus) bool { return true }).Instance
 	w.stop()
-	if err := egress.HandKeys(context.Background(), w.cfg.KeySocket, nil); err == nil {
+	nobody := filepath.Join(w.dir, "nobody.sock")
+	if err := egress.HandKeys(t.Context(), nobody, nil); err == nil {
 		t.Error("handed to nobody")
 	}
-	// A stale socket, as kill -9 leaves it, is in nobody's way.
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: w.cfg.KeySocket})
-	if err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := egress.HandKeys(ctx, w.init.socket, nil); err == nil {
+		t.Error("handed to an egress that is gone")
 	}
-	l.SetUnlinkOnClose(false)
-	_ = l.Close()
+	// The next one has the same socket, and no token.
 	w.start()
 	if st := w.waitStatus(func(bottle.DaemonStatus) bool { return true }); st.Instance == before || len(st.Needs) != 2 {
 		t.Errorf("%+v", st)

@@ -27,7 +27,8 @@ func TestWithTheBuiltInGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := newWorld(t, nil, func(c *egress.Config) {
-		c.Pipelock, c.GateSecret = l.Addr().String(), gateSecret
+		writeHop(t, c.HopFile, l.Addr().String())
+		c.GateSecret = gateSecret
 	})
 	serve := func(host string) int {
 		s := httptest.NewUnstartedServer(http.HandlerFunc(hello))

@@ -38,7 +38,7 @@ type world struct {
 	dir    string
 	cfg    egress.Config
 	addr   string // of the egress
-	status string // the path at which its status is found
+	init   *initStub
 	reload chan struct{}
 	gate   *gate
 	roots  *x509.CertPool // what the agent trusts: the bottle's CA
@@ -57,14 +57,17 @@ func withCredentials(c map[string]bottle.Credential) option {
 func newWorld(t testing.TB, routes []bottle.Route, opts ...option) *world {
 	t.Helper()
 	dir := t.TempDir()
-	w := &world{t: t, dir: dir, reload: make(chan struct{}), gate: newGate(t), ca: newTestCA(t), log: &syncBuffer{}}
+	w := &world{
+		t: t, dir: dir, init: newInitStub(t, dir), reload: make(chan struct{}),
+		gate: newGate(t), ca: newTestCA(t), log: &syncBuffer{},
+	}
 	w.cfg = egress.Config{
-		Routes: filepath.Join(dir, "routes.yaml"), StatusPath: filepath.Join(dir, "egress.json"), SpentPath: filepath.Join(dir, "spent.json"),
-		CACert: filepath.Join(dir, "ca.pem"), CAKey: filepath.Join(dir, "ca-key.pem"), KeySocket: filepath.Join(dir, "k.sock"),
-		Listen: "127.0.0.1:0", Pipelock: w.gate.addr, UpstreamCA: w.ca.pem, Reload: w.reload,
+		Routes: filepath.Join(dir, "routes.yaml"), SpentPath: filepath.Join(dir, "spent.json"),
+		CACert: filepath.Join(dir, "ca.pem"), CAKey: filepath.Join(dir, "ca-key.pem"),
+		HopFile: filepath.Join(dir, "hop.json"), UpstreamCA: w.ca.pem, Reload: w.reload, Report: w.init.report,
 		Logger: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
-	w.status = w.cfg.StatusPath
+	writeHop(t, w.cfg.HopFile, w.gate.addr)
 	for _, o := range opts {
 		o(&w.cfg)
 	}
@@ -84,13 +87,14 @@ func newWorld(t testing.TB, routes []bottle.Route, opts ...option) *world {
 
 func (w *world) start() {
 	w.t.Helper()
+	w.cfg.Listener, w.cfg.KeyListener = inherited(w.t, w.init.proxy), inherited(w.t, w.init.keys)
 	s, err := egress.New(w.cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	_ = os.Remove(w.status)
+	w.init.forget()
 	go func() { done <- s.Run(ctx) }()
 	w.stop = sync.OnceFunc(func() {
 		cancel()
@@ -129,8 +133,9 @@ func (w *world) waitStatus(ok func(bottle.DaemonStatus) bool) bottle.DaemonStatu
 	w.t.Helper()
 	var st bottle.DaemonStatus
 	eventually(w.t, "the status", func() bool {
-		st = bottle.DaemonStatus{}
-		return bottle.ReadJSON(w.status, 0, &st) == nil && ok(st)
+		var told bool
+		st, told = w.init.status()
+		return told && ok(st)
 	})
 	return st
 }

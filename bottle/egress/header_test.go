@@ -48,7 +48,7 @@ func TestHeadersInOtherSpellings(t *testing.T) {
 			hello(rw, r)
 		})
 	}
-	if err := egress.HandKeys(t.Context(), w.cfg.KeySocket, map[string]string{"keyed": secret}); err != nil {
+	if err := egress.HandKeys(t.Context(), w.init.socket, map[string]string{"keyed": secret}); err != nil {
 		t.Fatal(err)
 	}
 	get := func(url string, header http.Header) (answer, http.Header) {
@@ -108,7 +108,7 @@ func TestNoEchoShowsAToken(t *testing.T) {
 			hello(rw, r)
 		}
 	})
-	if err := egress.HandKeys(t.Context(), w.cfg.KeySocket, map[string]string{"example": secret}); err != nil {
+	if err := egress.HandKeys(t.Context(), w.init.socket, map[string]string{"example": secret}); err != nil {
 		t.Fatal(err)
 	}
 	raw := func(path, more string) string {
@@ -153,7 +153,7 @@ func TestHeldTokenIsNotReplaced(t *testing.T) {
 			rw.WriteHeader(http.StatusUnauthorized)
 		}
 	})
-	hand := func(tokens map[string]string) error { return egress.HandKeys(t.Context(), w.cfg.KeySocket, tokens) }
+	hand := func(tokens map[string]string) error { return egress.HandKeys(t.Context(), w.init.socket, tokens) }
 	if err := hand(map[string]string{"example": secret}); err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func hopWith(t *testing.T, serve func(net.Conn)) option {
 		_ = l.Close()
 		wg.Wait()
 	})
-	return func(c *egress.Config) { c.Pipelock = l.Addr().String() }
+	return func(c *egress.Config) { writeHop(t, c.HopFile, l.Addr().String()) }
 }
 
 // A pipelock that is being replaced closes connections unanswered. That is waited out: by
@@ -194,7 +194,7 @@ func TestPipelockThatStaysDown(t *testing.T) {
 		}
 	})
 	for _, mode := range []bottle.TLSMode{bottle.Intercept, bottle.Passthrough} {
-		w := newWorld(t, []bottle.Route{{Host: "localhost", Ports: []int{port}, TLS: mode}}, func(c *egress.Config) { c.Pipelock = "127.0.0.1:1" })
+		w := newWorld(t, []bottle.Route{{Host: "localhost", Ports: []int{port}, TLS: mode}}, func(c *egress.Config) { writeHop(t, c.HopFile, "127.0.0.1:1") })
 		schemes := []string{"https", "http"}
 		if mode == bottle.Passthrough {
 			schemes = schemes[:1]

@@ -119,9 +119,13 @@ func TestEndDuringASweepIsSeenByTheNextTick(t *testing.T) {
 	if err := bottle.WriteFile(dir+"/r", b, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := bottle.WriteStatus(dir+"/h", bottle.Hop{Schema: bottle.Schema, Pipelock: "127.0.0.1:1"}); err != nil {
+		t.Fatal(err)
+	}
 	s, err := New(Config{
-		Routes: dir + "/r", StatusPath: dir + "/s", SpentPath: dir + "/o", CACert: dir + "/c", CAKey: dir + "/k", KeySocket: dir + "/q",
-		Listen: "127.0.0.1:0", Pipelock: "127.0.0.1:1", Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
+		Routes: dir + "/r", SpentPath: dir + "/o", CACert: dir + "/c", CAKey: dir + "/k", HopFile: dir + "/h",
+		Listener: new(net.TCPListener), KeyListener: new(net.UnixListener), // it is not run
+		Report: func(bottle.DaemonStatus) error { return nil }, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now },
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -101,12 +101,9 @@ func TestStrangersAreTurnedAway(t *testing.T) {
 	}
 	told := w.get("http://egress.bottle.internal/routes").body + w.get("http://egress.bottle.internal/denials").body +
 		w.get("http://egress.bottle.internal/check?url=http://plain.example.com/").body
-	status, err := os.ReadFile(w.cfg.StatusPath)
-	if err != nil {
-		t.Fatal(err)
-	}
+	status := w.init.told(t)
 	for _, s := range []string{proxySecret, gateSecret, bottle.ProxyAuthorization(proxySecret), bottle.ProxyAuthorization(gateSecret)} {
-		if strings.Contains(told+string(status)+w.log.String(), s) {
+		if strings.Contains(told+status+w.log.String(), s) {
 			t.Errorf("%q is shown", s)
 		}
 	}

@@ -6,10 +6,8 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -19,22 +17,6 @@ import (
 	"bottle/bottle"
 	"bottle/bottle/egress"
 )
-
-// withHopFile makes the egress take its pipelock from hop.json.
-func withHopFile(t testing.TB) option {
-	return func(c *egress.Config) {
-		c.HopFile = filepath.Join(filepath.Dir(c.Routes), "hop.json")
-		writeHop(t, c.HopFile, c.Pipelock)
-		c.Pipelock = ""
-	}
-}
-
-func writeHop(t testing.TB, path, addr string) {
-	t.Helper()
-	if err := bottle.WriteStatus(path, bottle.Hop{Schema: bottle.Schema, Pipelock: addr}); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // twin is another gate that knows what g knows.
 func (g *gate) twin(t testing.TB) *gate {
@@ -57,7 +39,7 @@ func (w *world) use(g *gate) {
 // left once that has ended; all else goes by the new one.
 func TestSwitch(t *testing.T) {
 	defer noLeak(t)
-	w := newWorld(t, []bottle.Route{whole("a.example.com"), {Host: "pass.example.com", TLS: bottle.Passthrough}}, withHopFile(t))
+	w := newWorld(t, []bottle.Route{whole("a.example.com"), {Host: "pass.example.com", TLS: bottle.Passthrough}})
 	defer w.stop()
 	w.roots.AddCert(w.ca.cert)
 	more := make(chan struct{})
@@ -135,14 +117,14 @@ func TestSwitch(t *testing.T) {
 // Neither connections nor goroutines nor descriptors are left of many switches.
 func TestManySwitches(t *testing.T) {
 	reports := make(chan bottle.DaemonStatus, 1)
-	w := newWorld(t, []bottle.Route{whole("a.example.com")}, withHopFile(t), func(c *egress.Config) {
+	w := newWorld(t, []bottle.Route{whole("a.example.com")}, func(c *egress.Config) {
+		report := c.Report
 		c.Report = func(st bottle.DaemonStatus) error {
-			err := bottle.WriteStatus(c.StatusPath, st)
 			select {
 			case reports <- st:
 			default:
 			}
-			return err
+			return report(st)
 		}
 	})
 	w.upstream("a.example.com", flushed)
@@ -186,7 +168,7 @@ func openFiles(t *testing.T) int {
 }
 
 func TestHopFile(t *testing.T) {
-	w := newWorld(t, []bottle.Route{whole("a.example.com")}, withHopFile(t))
+	w := newWorld(t, []bottle.Route{whole("a.example.com")})
 	w.plainUpstream("a.example.com", hello)
 	good, err := os.ReadFile(w.cfg.HopFile)
 	if err != nil {
@@ -237,12 +219,11 @@ func TestHopFile(t *testing.T) {
 func TestReport(t *testing.T) {
 	reports := make(chan bottle.DaemonStatus, 16)
 	fail := errors.New("the pipe is broken")
-	w := newWorld(t, []bottle.Route{whole("a.example.com")}, withHopFile(t), func(c *egress.Config) {
-		path := c.StatusPath
-		c.StatusPath = ""
+	w := newWorld(t, []bottle.Route{whole("a.example.com")}, func(c *egress.Config) {
+		report := c.Report
 		c.Report = func(st bottle.DaemonStatus) error {
 			reports <- st
-			return errors.Join(fail, bottle.WriteStatus(path, st)) // where the harness looks for it
+			return errors.Join(fail, report(st))
 		}
 	})
 	if st := <-reports; st.Hop != w.gate.addr || st.Listen != w.addr || st.Daemon != bottle.DaemonEgress {
@@ -268,27 +249,9 @@ func TestReport(t *testing.T) {
 // next one.
 func TestInheritedSockets(t *testing.T) {
 	defer noLeak(t)
-	tcp, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tcp.Close()
-	var unix *net.UnixListener
-	inherit := func(c *egress.Config) {
-		c.Listen, c.KeySocket = "", ""
-		c.Listener, c.KeyListener = inherited(t, tcp), inherited(t, unix)
-	}
-	var socket string
 	w := newWorld(t, []bottle.Route{whole("plain.example.com")}, withCredentials(map[string]bottle.Credential{
 		"x": {Header: "Authorization", Hosts: []bottle.Host{"a.example.com"}},
-	}), func(c *egress.Config) {
-		socket = c.KeySocket
-		if unix, err = net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"}); err != nil {
-			t.Fatal(err)
-		}
-		inherit(c)
-	})
-	defer unix.Close()
+	}))
 	w.plainUpstream("plain.example.com", hello)
 	if a := w.get("http://plain.example.com/"); a.status != 200 {
 		t.Fatalf("%+v", a)
@@ -300,11 +263,10 @@ func TestInheritedSockets(t *testing.T) {
 	c := w.dial() // nobody accepts it now
 	_, _ = io.WriteString(c, "GET http://plain.example.com/ HTTP/1.1\r\nHost: plain.example.com\r\nConnection: close\r\n\r\n")
 	wg.Go(func() {
-		if err := egress.HandKeys(t.Context(), socket, map[string]string{"x": "token"}); err != nil {
+		if err := egress.HandKeys(t.Context(), w.init.socket, map[string]string{"x": "token"}); err != nil {
 			t.Error(err)
 		}
 	})
-	inherit(&w.cfg)
 	w.start()
 	if b, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 200") {
 		t.Errorf("%q %v", b, err)
@@ -312,24 +274,9 @@ func TestInheritedSockets(t *testing.T) {
 	wg.Wait()
 	w.waitStatus(func(st bottle.DaemonStatus) bool { return len(st.Needs) == 0 })
 	w.stop()
-	if _, err := os.Lstat(socket); err != nil {
+	if _, err := os.Lstat(w.init.socket); err != nil {
 		t.Errorf("the key socket's file: %v", err)
 	}
-}
-
-// inherited is what a child gets of l: the same socket, by another descriptor.
-func inherited(t *testing.T, l interface{ File() (*os.File, error) }) net.Listener {
-	t.Helper()
-	f, err := l.File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	out, err := net.FileListener(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 // A reload closes the connections that wait for another request only if it takes a host away.
