@@ -15,29 +15,22 @@ type Config struct {
 	SpentPath string // required: status/spent.json
 	CACert    string // required, with CAKey: see [EnsureCA]
 	CAKey     string
-	// Report is told the status whenever it has changed; an error is logged. Without it the
-	// status is written to StatusPath, status/egress.json.
-	Report     func(bottle.DaemonStatus) error
-	StatusPath string
-	// Listen is the proxy's TCP address. Listener, if not nil, is a [net.TCPListener] that is
-	// used in its place.
-	Listen   string
+	// Report, required, is told the status whenever it has changed; an error is logged.
+	Report func(bottle.DaemonStatus) error
+	// Listener, required, is the proxy's socket, a [net.TCPListener].
 	Listener net.Listener
-	// KeySocket is the path at which the keeper hands tokens over. KeyListener, if not nil, is
-	// a [net.UnixListener] that is used in its place; its socket file is left where it is.
-	KeySocket   string
+	// KeyListener, required, is the socket by which the keeper hands tokens over, a
+	// [net.UnixListener]. Its socket file is left where it is.
 	KeyListener net.Listener
 	// Name is the bottle's, for those who come to a proxy that is not theirs.
 	Name string
 	// Secret is what a client of the proxy must know; see [bottle.ProxyUserinfo]. Empty
 	// means that whoever reaches the port is served, for where the network is private.
 	Secret string
-	// HopFile is the path of hop.json, a [bottle.Hop], which names the pipelock that is the
-	// next hop; it is read at the start and at each reload. Without it that is Pipelock, a
-	// host:port, for good. GateSecret is what pipelock asks of its client, as a proxy does;
-	// empty means nothing.
+	// HopFile, required, is the path of hop.json, a [bottle.Hop], which names the pipelock that
+	// is the next hop; it is read at the start and at each reload. GateSecret is what pipelock
+	// asks of its client, as a proxy does; empty means nothing.
 	HopFile    string
-	Pipelock   string
 	GateSecret string
 	// UpstreamCA is PEM text of roots beside the system's; empty means none.
 	UpstreamCA []byte
@@ -60,26 +53,28 @@ func (c *Config) check() error {
 		{"SpentPath", c.SpentPath != ""},
 		{"CACert", c.CACert != ""},
 		{"CAKey", c.CAKey != ""},
-		{"Report or Config.StatusPath", c.Report != nil || c.StatusPath != ""},
-		{"Listener or Config.Listen", c.Listener != nil || c.Listen != ""},
-		{"KeyListener or Config.KeySocket", c.KeyListener != nil || c.KeySocket != ""},
-		{"HopFile or Config.Pipelock", c.HopFile != "" || c.Pipelock != ""},
+		{"Report", c.Report != nil},
+		{"Listener", c.Listener != nil},
+		{"KeyListener", c.KeyListener != nil},
+		{"HopFile", c.HopFile != ""},
 		{"Logger", c.Logger != nil},
 	} {
 		if !f.have {
 			return fmt.Errorf("egress: Config.%s is required: %w", f.name, bottle.ErrInvalid)
 		}
 	}
-	if _, ok := c.Listener.(*net.TCPListener); c.Listener != nil && !ok {
-		return fmt.Errorf("egress: Config.Listener is a %T; give a TCP one: %w", c.Listener, bottle.ErrInvalid)
-	}
-	if _, ok := c.KeyListener.(*net.UnixListener); c.KeyListener != nil && !ok {
-		return fmt.Errorf("egress: Config.KeyListener is a %T; give one of a unix socket: %w", c.KeyListener, bottle.ErrInvalid)
-	}
-	if c.HopFile == "" {
-		if _, _, err := net.SplitHostPort(c.Pipelock); err != nil {
-			return fmt.Errorf("egress: Config.Pipelock: %w", err)
-		}
-	}
 	return nil
+}
+
+// sockets returns the two sockets as what they must be.
+func (c *Config) sockets() (proxy *net.TCPListener, keys *net.UnixListener, err error) {
+	proxy, ok := c.Listener.(*net.TCPListener)
+	if !ok {
+		return nil, nil, fmt.Errorf("egress: Config.Listener is a %T; give a TCP one: %w", c.Listener, bottle.ErrInvalid)
+	}
+	keys, ok = c.KeyListener.(*net.UnixListener)
+	if !ok {
+		return nil, nil, fmt.Errorf("egress: Config.KeyListener is a %T; give one of a unix socket: %w", c.KeyListener, bottle.ErrInvalid)
+	}
+	return proxy, keys, nil
 }

@@ -23,6 +23,10 @@
 // two seconds, by the address of then; what may have been sent is never repeated for that, and
 // nothing goes around pipelock. See [hop] and [upstreams.use].
 //
+// The sockets are not egress' own: init makes them and holds them too, so that those who come
+// while egress is replaced wait in the backlog and are served by the next one. What is in
+// force is reported to init, once it is so.
+//
 // # Trust
 //
 // Everything from the agent is hostile: its bytes are framed strictly before net/http

@@ -27,9 +27,6 @@ func readHop(path string) (string, error) {
 // follow goes over to the pipelock that hop.json names. If it can't be read, the one in use
 // stays.
 func (s *Server) follow() error {
-	if s.cfg.HopFile == "" {
-		return nil
-	}
 	addr, err := readHop(s.cfg.HopFile)
 	if err != nil {
 		s.log.Error("the pipelock in use stays", "hop", s.hop.address(), "error", err)

@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/http/httpguts"
@@ -110,41 +108,6 @@ type keysMessage struct {
 type keysReply struct {
 	OK    bool   `json:"ok,omitempty"`
 	Error string `json:"error,omitempty"`
-}
-
-// listenKeys opens the key socket with mode 0600. A socket file that nobody serves is
-// replaced; one that somebody serves is an error.
-func listenKeys(ctx context.Context, path string) (*net.UnixListener, error) {
-	switch st, err := os.Lstat(path); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("key socket: %w", err)
-	case st.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("key socket %s: something else is there; remove it: %w", path, bottle.ErrInvalid)
-	default:
-		var d net.Dialer
-		if c, err := d.DialContext(ctx, "unix", path); err == nil {
-			_ = c.Close()
-			return nil, fmt.Errorf("key socket %s: another egress serves it: %w", path, bottle.ErrLocked)
-		}
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("key socket: remove the stale one: %w", err)
-		}
-	}
-	// The mode of the socket before bind is that of the file after (unix_bind), so there is
-	// no instant at which it is wider, and the process's umask need not change.
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var chmod error
-		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
-			return err
-		}
-		return chmod
-	}}
-	l, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("key socket: %w", err)
-	}
-	return l.(*net.UnixListener), nil //nolint:errcheck // that is what "unix" gives
 }
 
 // serveKeys takes tokens until l is closed, one peer at a time: the only one is the keeper.

@@ -1,8 +1,6 @@
 package egress
 
 import (
-	"context"
-	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -27,34 +25,6 @@ type listener struct {
 
 func newListener(l *net.TCPListener) *listener {
 	return &listener{TCPListener: l, conns: map[*clientConn]struct{}{}}
-}
-
-// open opens, or takes over, the two sockets. They are closed with an error.
-func (s *Server) open(ctx context.Context) (keys *net.UnixListener, err error) {
-	l, inherited := s.cfg.Listener.(*net.TCPListener)
-	if !inherited {
-		if l, err = listenTCP(ctx, s.cfg.Listen); err != nil {
-			return nil, err
-		}
-	}
-	keys, inherited = s.cfg.KeyListener.(*net.UnixListener)
-	if inherited {
-		keys.SetUnlinkOnClose(false) // the file is whose socket it is
-	} else if keys, err = listenKeys(ctx, s.cfg.KeySocket); err != nil {
-		_ = l.Close()
-		return nil, err
-	}
-	s.listener, s.addr = newListener(l), l.Addr().String()
-	return keys, nil
-}
-
-func listenTCP(ctx context.Context, addr string) (*net.TCPListener, error) {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w; free the port or set another in egress.listen", addr, err)
-	}
-	return l.(*net.TCPListener), nil //nolint:errcheck // that is what "tcp" gives
 }
 
 // Accept implements [net.Listener]. A connection over the bound is told so and closed.

@@ -35,7 +35,6 @@ type Server struct {
 	handover *slog.Logger // what comes by the key socket, likewise
 	now      func() time.Time
 	instance string
-	addr     string
 	counts   counts
 	over     int // timed grants of the snapshot that had ended when last swept; steer's alone
 
@@ -49,29 +48,32 @@ type Server struct {
 	up      *upstreams
 	proxy   *httputil.ReverseProxy
 
-	listener *listener
-	tunnels  *queue
-	handlers sync.WaitGroup // connections and handlers
+	listener  *listener
+	keySocket *net.UnixListener
+	tunnels   *queue
+	handlers  sync.WaitGroup // connections and handlers
 }
 
 // New reads the CA, the hop, the routes and the spent grants. An error names what is wrong
-// with which file; an egress without valid routes does not start. Nothing is opened yet, and
-// after an error the listeners are still the caller's.
+// with which file; an egress without valid routes does not start. The listeners are the
+// caller's until [Server.Run].
 func New(cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	hopAddr := cfg.Pipelock
-	if cfg.HopFile != "" {
-		var err error
-		if hopAddr, err = readHop(cfg.HopFile); err != nil {
-			return nil, fmt.Errorf("egress: %w", err)
-		}
+	proxy, keys, err := cfg.sockets()
+	if err != nil {
+		return nil, err
+	}
+	hopAddr, err := readHop(cfg.HopFile)
+	if err != nil {
+		return nil, fmt.Errorf("egress: %w", err)
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
 		chatter: slog.New(throttle.New(cfg.Logger.Handler())), handover: slog.New(throttle.New(cfg.Logger.Handler())),
 		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: newHop(hopAddr, cfg.GateSecret),
+		listener: newListener(proxy), keySocket: keys,
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -103,13 +105,10 @@ func New(cfg Config) (*Server, error) {
 }
 
 // Run serves until ctx ends, then closes the listeners and every connection, and waits for
-// everything that it started. What an inherited listener's socket has in its backlog stays
-// there, for whoever else holds it. It returns nil for an end by ctx.
+// everything that it started. What the sockets have in their backlogs stays there, for whoever
+// else holds them. It returns nil for an end by ctx.
 func (s *Server) Run(ctx context.Context) error {
-	keys, err := s.open(ctx)
-	if err != nil {
-		return fmt.Errorf("egress: %w", err)
-	}
+	s.keySocket.SetUnlinkOnClose(false) // the socket outlives this process
 	s.tunnels = newQueue(s.listener.Addr())
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -119,7 +118,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return served(outer.Serve(&watched{s.listener, s})) })
 	group.Go(func() error { return served(inner.Serve(s.tunnels)) })
 	group.Go(func() error {
-		return s.serveKeys(keys, func() {
+		return s.serveKeys(s.keySocket, func() {
 			select {
 			case took <- struct{}{}:
 			default:
@@ -139,14 +138,14 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	group.Go(func() error {
 		<-ctx.Done()
-		_ = keys.Close()
+		_ = s.keySocket.Close()
 		s.listener.closeAll()
 		_ = s.tunnels.Close()
 		_ = outer.Close()
 		_ = inner.Close()
 		return nil
 	})
-	err = group.Wait()
+	err := group.Wait()
 	s.handlers.Wait()
 	s.up.closeIdle()
 	if err != nil {

@@ -38,7 +38,7 @@ func (s *Server) report(v verdict) {
 	st := bottle.DaemonStatus{
 		Schema: bottle.Schema, Daemon: bottle.DaemonEgress, PID: os.Getpid(), Instance: s.instance,
 		Revision: snap.revision, LoadedAt: snap.loadedAt, Refused: v.refused,
-		Listen: s.addr, Hop: s.hop.address(), Needs: s.keys.needs(), Counters: map[string]uint64{},
+		Listen: s.listener.Addr().String(), Hop: s.hop.address(), Needs: s.keys.needs(), Counters: map[string]uint64{},
 	}
 	for c := range counters {
 		st.Counters[c.String()] = s.counts[c].Load()
@@ -47,14 +47,7 @@ func (s *Server) report(v verdict) {
 	if v.hop != nil {
 		st.Error = v.hop.Error()
 	}
-	if err := s.tell(st); err != nil {
+	if err := s.cfg.Report(st); err != nil {
 		s.log.Error("status can't be told, so that no change can be confirmed", "error", err)
 	}
-}
-
-func (s *Server) tell(st bottle.DaemonStatus) error {
-	if s.cfg.Report != nil {
-		return s.cfg.Report(st)
-	}
-	return bottle.WriteStatus(s.cfg.StatusPath, st)
 }
