@@ -12,6 +12,7 @@ import (
 // What a client of the soak may lose.
 const (
 	kindConn   = "new connection"
+	kindAgain  = "reopening" // of a held one that was cut or renewed
 	kindTunnel = "held tunnel"
 	kindStream = "event stream"
 	kindUpload = "upload"
@@ -22,19 +23,22 @@ const (
 // diesWith is what each kind goes through, and so what can take it along when it is killed.
 var diesWith = map[string][]string{
 	kindConn:   {bottle.DaemonEgress, bottle.DaemonPipelock},
+	kindAgain:  {bottle.DaemonEgress, bottle.DaemonPipelock},
 	kindTunnel: {bottle.DaemonEgress, bottle.DaemonPipelock},
 	kindStream: {bottle.DaemonEgress, bottle.DaemonPipelock},
 	kindUpload: {bottle.DaemonEgress, bottle.DaemonPipelock},
 	kindMCP:    {bottle.DaemonSupervise},
-	kindApply:  {bottle.DaemonEgress, bottle.DaemonPipelock},
+	kindApply:  {bottle.DaemonEgress, bottle.DaemonPipelock, bottle.DaemonSupervise}, // nothing is applied while one is down
 }
 
 const (
 	// deathRattle is how long after a daemon's death a new connection may still have been
 	// given to it: what is begun later has to wait in the backlog, and to succeed.
 	deathRattle = 50 * time.Millisecond
-	// deathNotice is how long after it a client may take to notice.
-	deathNotice = 2 * time.Second
+	// deathNotice is how long after it a client may take to notice, on a busy machine. For
+	// what is held it is short after pipelock's: it may go through one that drains, and live on.
+	deathNotice     = 10 * time.Second
+	deathNoticeHeld = 4 * time.Second
 )
 
 // A soakKill is one kill -9.
@@ -60,7 +64,14 @@ func (k soakKill) hides(l soakLoss) bool {
 	if dead.IsZero() {
 		dead = k.at
 	}
-	return !l.from.After(dead.Add(deathRattle)) && !l.at.Before(k.at) && l.at.Before(dead.Add(deathNotice))
+	if l.kind == kindApply {
+		return !l.from.After(k.back) && !l.at.Before(k.at)
+	}
+	notice := deathNotice
+	if k.daemon == bottle.DaemonPipelock && l.kind != kindConn && l.kind != kindAgain {
+		notice = deathNoticeHeld
+	}
+	return !l.from.After(dead.Add(deathRattle)) && !l.at.Before(k.at) && l.at.Before(dead.Add(notice))
 }
 
 // A soakBook is where everyone writes down what went wrong, and when what was done. Who is

@@ -17,7 +17,7 @@ import (
 )
 
 // soakPatience bounds whatever a client of the soak does: what takes longer is a time-out.
-const soakPatience = 10 * time.Second
+const soakPatience = 20 * time.Second
 
 // A soakDoor is a proxy as its clients see it.
 type soakDoor struct {

@@ -15,14 +15,16 @@ import (
 // was cut by an apply.
 const maxOldPipelocks = 3
 
-// A soakAge tells flows when they have lived through as many replacements as they can.
+// A soakAge tells flows when they have lived through as many replacements as they can. Those
+// that are not held end by themselves, and are waited for: on a busy machine a connection
+// may take as long as several replacements.
 type soakAge struct {
 	mu           sync.Mutex
 	replacements int
 	flows        map[*soakFlow]struct{}
 }
 
-// A soakFlow is one connection that is held.
+// A soakFlow is one connection.
 type soakFlow struct {
 	born  int           // replacements before it
 	renew chan struct{} // holds a token: time to renew
@@ -111,7 +113,7 @@ func (h *soakHeld) keep(ctx context.Context, kind string, every time.Duration, o
 			}
 			_ = s.conn.Close()
 		case ctx.Err() == nil:
-			h.book.lost(kindConn, began, err)
+			h.book.lost(kindAgain, began, err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(200 * time.Millisecond): // not to count one outage a thousand times

@@ -15,6 +15,7 @@ type soakLoad struct {
 	port int
 	path string
 	book *soakBook
+	age  *soakAge
 
 	mu      sync.Mutex
 	samples []soakSample
@@ -45,6 +46,8 @@ func (l *soakLoad) run(ctx context.Context, perSecond int) {
 }
 
 func (l *soakLoad) one(ctx context.Context) {
+	f := l.age.enter()
+	defer l.age.leave(f)
 	began := time.Now()
 	first, err := l.door.get(ctx, l.host, l.port, l.path)
 	l.book.count(kindConn)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +25,8 @@ type soakGauge struct {
 type soakMeter struct {
 	bottle *soakBottle
 	roles  map[string][]soakGauge
+	before map[string]soakGauge // when nothing was used yet
+	after  map[string]soakGauge // when nothing was used any more
 }
 
 func (m *soakMeter) run(ctx context.Context, every time.Duration) {
@@ -33,7 +34,9 @@ func (m *soakMeter) run(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
-		m.sample()
+		for role, g := range m.sample() {
+			m.roles[role] = append(m.roles[role], g)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -42,11 +45,34 @@ func (m *soakMeter) run(ctx context.Context, every time.Duration) {
 	}
 }
 
+// rest waits until each role has closed what it opened, but for what it keeps for later.
+func (m *soakMeter) rest(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, soakPatience)
+	defer cancel()
+	_ = poll(ctx, func() bool { // or the verdict tells
+		m.after = m.sample()
+		for role := range m.after {
+			if !m.closed(role) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// restSlackFDs is above what egress and pipelock keep for hosts that they have been to.
+const restSlackFDs = 200
+
+func (m *soakMeter) closed(role string) bool {
+	return m.after[role].fds <= m.before[role].fds+restSlackFDs
+}
+
 // sample leaves out a role of which a process ends meanwhile: half a sum is none.
-func (m *soakMeter) sample() {
+func (m *soakMeter) sample() map[string]soakGauge {
+	out := map[string]soakGauge{}
 	meta, err := m.bottle.dir.LoadMetadata()
 	if err != nil {
-		return
+		return out
 	}
 	pids := map[string][]int{"init": {meta.Init.PID}, "keeper": {meta.Keeper.PID}}
 	for _, pid := range children(meta.Init.PID) {
@@ -65,9 +91,10 @@ func (m *soakMeter) sample() {
 			g.kib, g.fds = g.kib+kib, g.fds+fds
 		}
 		if g.n > 0 {
-			m.roles[role] = append(m.roles[role], g)
+			out[role] = g
 		}
 	}
+	return out
 }
 
 func children(pid int) []int {
@@ -113,22 +140,26 @@ func resources(pid int) (kib, fds int, err error) {
 	return kib, len(open), err
 }
 
-// What a process of a role may use more in the last fifth of the run than in the fifth after
+// What a process of a role may use more in the last third of the run than in the third after
 // warming up: half as much again, since Go's collector lets a heap double between two
-// collections, and a slack for what is in flight when the machine is busy. In ten minutes a
-// leak of 10 KiB or a descriptor at each apply, or of anything at each connection, is more.
-// Medians, because a single sample may fall on a collection or a kill; and of one process,
-// because one to four pipelocks run, which is bounded by maxProcesses.
+// collections, a slack, and what connections need that are in flight on a machine that was
+// less busy before: buffers, and TLS at both ends. In ten minutes a leak of 10 KiB at each
+// apply, or of anything at each connection, is more. The least of each third is compared,
+// since a leak lifts that too, and what is in flight for a moment does not; and that of one
+// process, because one to four pipelocks run. Thirds of half a minute tell nothing, so there
+// only the descriptors count, which are held against those before: see restSlackFDs.
 const (
+	flatSpan     = 2 * time.Minute
 	flatFactor   = 1.5
 	flatSlackKiB = 8 << 10
-	flatSlackFDs = 512
+	flightKiB    = 100 // for each descriptor more
 
 	// One that serves, one that comes up, those that drain, and one that is being ended.
 	maxProcesses = 3 + maxOldPipelocks
 )
 
-// A soakTrend is a role's medians of a process, early and late, and the most of all together.
+// A soakTrend is the least memory that a process of a role used, early and late, and the most
+// of all together; and the descriptors of all before anything was used, and after.
 type soakTrend struct {
 	role                             string
 	firstKiB, lastKiB, mostKiB       int
@@ -136,7 +167,7 @@ type soakTrend struct {
 	flat                             bool
 }
 
-// trends compares what was used between 10 and 30 % of the run with its last fifth.
+// trends compares what was used between 10 and 40 % of the run with its last 30 %.
 func (m *soakMeter) trends(from, to time.Time) []soakTrend {
 	at := func(part float64) time.Time { return from.Add(time.Duration(part * float64(to.Sub(from)))) }
 	var out []soakTrend
@@ -144,10 +175,10 @@ func (m *soakMeter) trends(from, to time.Time) []soakTrend {
 		var early, late []soakGauge
 		t := soakTrend{role: role}
 		for _, g := range m.roles[role] {
-			if g.at.After(at(0.1)) && g.at.Before(at(0.3)) {
+			if g.at.After(at(0.1)) && g.at.Before(at(0.4)) {
 				early = append(early, g)
 			}
-			if g.at.After(at(0.8)) {
+			if g.at.After(at(0.7)) {
 				late = append(late, g)
 			}
 			t.mostKiB, t.mostFDs, t.most = max(t.mostKiB, g.kib), max(t.mostFDs, g.fds), max(t.most, g.n)
@@ -156,19 +187,20 @@ func (m *soakMeter) trends(from, to time.Time) []soakTrend {
 			continue // not ours to read, or hardly ever up
 		}
 		kib, fds := func(g soakGauge) int { return g.kib / g.n }, func(g soakGauge) int { return g.fds / g.n }
-		t.firstKiB, t.lastKiB = medianOf(early, kib), medianOf(late, kib)
-		t.firstFDs, t.lastFDs = medianOf(early, fds), medianOf(late, fds)
-		t.flat = float64(t.lastKiB) < flatFactor*float64(t.firstKiB)+flatSlackKiB && float64(t.lastFDs) < flatFactor*float64(t.firstFDs)+flatSlackFDs && t.most <= maxProcesses
+		t.firstKiB, t.lastKiB = leastOf(early, kib), leastOf(late, kib)
+		t.firstFDs, t.lastFDs = m.before[role].fds, m.after[role].fds
+		flight := float64(flightKiB * max(0, leastOf(late, fds)-leastOf(early, fds)))
+		t.flat = m.closed(role) && t.most <= maxProcesses &&
+			(to.Sub(from) < flatSpan || float64(t.lastKiB) < flatFactor*float64(t.firstKiB)+flatSlackKiB+flight)
 		out = append(out, t)
 	}
 	return out
 }
 
-func medianOf(g []soakGauge, value func(soakGauge) int) int {
-	v := make([]int, 0, len(g))
+func leastOf(g []soakGauge, value func(soakGauge) int) int {
+	least := value(g[0])
 	for _, x := range g {
-		v = append(v, value(x))
+		least = min(least, value(x))
 	}
-	slices.Sort(v)
-	return v[len(v)/2]
+	return least
 }

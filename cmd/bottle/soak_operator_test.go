@@ -16,14 +16,15 @@ import (
 	"bottle/bottle"
 )
 
-// soakEditor is the operator's editor: editor WHAT FILE. Each edit is one line, and can be
-// made and taken back over and over.
+// soakEditor is the operator's editor: editor WHAT FILE. Each edit is one line, which can be
+// put in and taken out over and over. It is in already, or out, where the edit before failed.
 const soakEditor = `#!/bin/sh
 set -e
+put() { grep -qF "$1" "$2" || echo "$1" >>"$2"; }
 case $1 in
-+path) echo '  - {host: open.corp.example, ports: [%[1]d], matches: [{path: {type: PathPrefix, value: /edited}}]}' >>"$2" ;;
-+host) echo '  - {host: edited.corp.example, ports: [%[1]d]}' >>"$2" ;;
-+key)  echo 'trusted_domains: [trusted.corp.example]' >>"$2" ;;
++path) put '  - {host: open.corp.example, ports: [%[1]d], matches: [{path: {type: PathPrefix, value: /edited}}]}' "$2" ;;
++host) put '  - {host: edited.corp.example, ports: [%[1]d]}' "$2" ;;
++key)  put 'trusted_domains: [trusted.corp.example]' "$2" ;;
 -path) sed -i '\,value: /edited,d' "$2" ;;
 -host) sed -i /edited.corp.example/d "$2" ;;
 -key)  sed -i /^trusted_domains/d "$2" ;;

@@ -75,8 +75,8 @@ func runSoakPlain(t *testing.T, up *soakUpstream, rounds, perSecond, tunnels int
 	gate.start(t)
 	p := &soakPlain{rounds: rounds, book: newSoakBook()}
 	door := soakDoor{addr: gate.cfg.Listen, roots: up.roots}
-	p.load = &soakLoad{door: door, host: soakOpen, port: up.port, path: "/open", book: p.book}
-	held := &soakHeld{door: door, up: up, book: p.book, age: &soakAge{}}
+	p.load = &soakLoad{door: door, host: soakOpen, port: up.port, path: "/open", book: p.book, age: &soakAge{}}
+	held := &soakHeld{door: door, up: up, book: p.book, age: p.load.age}
 
 	ctx, cancel := context.WithCancel(t.Context())
 	var clients sync.WaitGroup

@@ -2,9 +2,7 @@ package main_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/http"
 	"time"
 
 	"bottle/bottle"
@@ -73,14 +71,14 @@ func (p *soakProbe) try(ctx context.Context) {
 	defer tick.Stop()
 	var last, at time.Time // the start of the last that reached the host; the revocation
 	for at.IsZero() || time.Since(at) < revokedWithin+300*time.Millisecond {
+		f := p.o.age.enter()
 		began := time.Now()
 		_, err := p.o.bottle.door.get(ctx, p.ask.host, p.o.port, p.ask.path)
-		var answer soakStatus
-		switch {
+		p.o.age.leave(f)
+		switch class := classOf(err); {
 		case err == nil:
 			last = began
-		case errors.As(err, &answer) && answer.status == http.StatusForbidden: // as it should be, sooner or later
-		default:
+		case class == classRefused, class == classTimeout: // what is revoked is answered or cut, and at once
 			p.o.book.lost(kindConn, began, err)
 		}
 		select {

@@ -48,8 +48,8 @@ func (s *soak) report(t *testing.T, plain *soakPlain) {
 	s.lossRows(tab, v, plain, pv)
 	s.applyRows(tab, v)
 	for _, tr := range trends {
-		tab.row(tr.role+": memory of one first, last, most of all", fmt.Sprintf("%.1f, %.1f, %.1f MiB", mib(tr.firstKiB), mib(tr.lastKiB), mib(tr.mostKiB)), none)
-		tab.row(tr.role+": descriptors likewise", fmt.Sprintf("%d, %d, %d (%d processes at most)", tr.firstFDs, tr.lastFDs, tr.mostFDs, tr.most), none)
+		tab.row(tr.role+": memory of one early, late, most of all", fmt.Sprintf("%.1f, %.1f, %.1f MiB", mib(tr.firstKiB), mib(tr.lastKiB), mib(tr.mostKiB)), none)
+		tab.row(tr.role+": descriptors before, after, most", fmt.Sprintf("%d, %d, %d (%d processes at most)", tr.firstFDs, tr.lastFDs, tr.mostFDs, tr.most), none)
 	}
 	if len(trends) == 0 {
 		tab.row("memory", "can't be read by this user", none)
@@ -59,7 +59,7 @@ func (s *soak) report(t *testing.T, plain *soakPlain) {
 	told := map[string]int{}
 	for _, f := range v.faults {
 		if told[f.of]++; told[f.of] <= shownFaults {
-			t.Errorf("%8.3f s  %s (%s)", f.at.Sub(s.book.start).Seconds(), f.text, s.book.near(f.at))
+			t.Errorf("%s, after %.3f s: %s (%s)", f.at.UTC().Format("15:04:05.000"), f.at.Sub(s.book.start).Seconds(), strings.Join(strings.Fields(f.text), " "), s.book.near(f.at))
 		}
 	}
 	if n := len(v.faults); n > 0 {
@@ -115,7 +115,9 @@ func (s *soak) lossRows(tab soakTable, v soakVerdict, plain *soakPlain, pv soakV
 		tab.row("  cut by an apply, or without a cause", v.lostOtherwise(k.kind, "")-v.lostOtherwise(k.kind, classRefused), plainCut)
 		tab.row("  cut by a kill", v.byKill[k.kind], none)
 	}
-	tab.row("renewed by their clients", s.book.counts["renewed"], none)
+	tab.row("held ones, renewed by their clients", s.book.counts["renewed"], none)
+	tab.row("  not reopened at once", v.lostOtherwise(kindAgain, ""), pv.lostOtherwise(kindAgain, ""))
+	tab.row("  not reopened at a kill", v.byKill[kindAgain], none)
 }
 
 func (s *soak) applyRows(tab soakTable, v soakVerdict) {
