@@ -21,7 +21,7 @@ import (
 // an error it may be half confined, and must end.
 //
 // In this order, since each step takes away what the earlier ones need: core dumps off,
-// capabilities dropped, Landlock and no_new_privs, the socket filter.
+// capabilities dropped, Landlock and no_new_privs, the filter of system calls.
 //
 // To Linux each of these is a property of a thread, and a Go process has several from its start:
 // one that was left out would be the way out for whoever runs code in the process. So each
@@ -57,8 +57,8 @@ func confine(daemon string, dir *bottle.Dir, c *bottle.BundleConfig, warn func(s
 	} else if err := ll.AllThreadsPrctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
-	if err := filterSockets(rules.udp); err != nil {
-		return fmt.Errorf("install the socket filter: %w", err)
+	if err := filterCalls(rules); err != nil {
+		return fmt.Errorf("install the system call filter: %w", err)
 	}
 	return nil
 }

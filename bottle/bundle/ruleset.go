@@ -27,6 +27,10 @@ type ruleset struct {
 	rules      []landlock.Rule
 	connectAny bool // pipelock alone: its job is to dial
 	udp        bool // likewise
+	listen     bool // a pipelock that is not ours, on its ports
+	// watch: inotify, which needs no right on a file but that of its user, and tells the names
+	// in a directory. Supervise waits for decisions by it; a pipelock that is not ours for its file.
+	watch bool
 }
 
 // rulesFor are the rights of one daemon. What is absent is denied: records, journal,
@@ -66,6 +70,7 @@ func rulesFor(daemon string, dir *bottle.Dir, c *bottle.BundleConfig) (*ruleset,
 			}
 		}
 		r.connectAny = true
+		r.listen, r.watch = c.Binary != "", c.Binary != ""
 		r.udp = true // it resolves, by DNS alone: a resolver behind a unix socket (nscd) is passed by
 	case bottle.DaemonSupervise:
 		add(own,
@@ -73,6 +78,7 @@ func rulesFor(daemon string, dir *bottle.Dir, c *bottle.BundleConfig) (*ruleset,
 			landlock.PathAccess(writeTree, dir.Path("queue")),
 			landlock.ConnectTCP(egress),
 		)
+		r.watch = true
 	default:
 		return nil, fmt.Errorf("no daemon %q: %w", daemon, bottle.ErrInvalid)
 	}
