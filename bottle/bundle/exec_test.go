@@ -197,8 +197,9 @@ func (b *bed) absolute(probes []string) []string {
 	for i, p := range probes {
 		op, arg, _ := strings.Cut(p, " ")
 		switch op {
-		case "read", "list", "append", "replace", "bind-unix", "dial-unix":
-			if !strings.HasPrefix(arg, "/") {
+		case "read", "list", "append", "replace", "bind-unix", "dial-unix",
+			"open", "write", "chmod", "chown", "touch", "xattr", "open-chmod", "watch", "link", "symlink", "mkdir", "fifo", "truncate", "rename", "remove":
+			if !strings.HasPrefix(arg, "/") && !strings.HasPrefix(arg, "@") {
 				probes[i] = op + " " + b.dir.Path(arg)
 			}
 		}

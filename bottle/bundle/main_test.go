@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,6 +33,9 @@ func TestMain(m *testing.M) {
 	case "role:init":
 		os.Exit(initMain(os.Args[2]))
 	case "role:daemon":
+		if isHijacked(os.Args[2], os.Args[3]) {
+			os.Exit(hijackedMain(os.Args[2], os.Args[3]))
+		}
 		os.Exit(daemonMain(os.Args[2], os.Args[3]))
 	case "role:launch":
 		os.Exit(launchMain(os.Args[2], os.Args[3]))
@@ -108,39 +110,11 @@ func serveMain(daemon, root string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	var threads []chan func()
-	thread := func() {
-		todo, up := make(chan func()), make(chan struct{})
-		go func() { // ends with the process
-			runtime.LockOSThread()
-			close(up)
-			for f := range todo {
-				f()
-			}
-		}()
-		<-up
-		threads = append(threads, todo)
-	}
-	for range 5 {
-		thread()
-	}
+	var on threads
+	on.add(5)
 	err = bundle.Serve(context.Background(), daemon, dir, slog.New(slog.NewTextHandler(os.Stderr, nil)), func(context.Context, *bundle.Daemon) error {
-		thread()
-		var first map[string]string
-		for _, todo := range threads {
-			done := make(chan map[string]string)
-			todo <- func() { done <- probe() }
-			got := <-done
-			if first == nil {
-				first = got
-			}
-			for t, r := range got {
-				if (r == "ok") != (first[t] == "ok") || denied(r) != denied(first[t]) {
-					first[t] = "the threads differ"
-				}
-			}
-		}
-		return json.NewEncoder(os.Stdout).Encode(first)
+		on.add(1)
+		return json.NewEncoder(os.Stdout).Encode(on.agree(ordered()))
 	})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -150,22 +124,14 @@ func serveMain(daemon, root string) int {
 }
 
 func probeMain() int {
-	_ = json.NewEncoder(os.Stdout).Encode(probe())
+	_ = json.NewEncoder(os.Stdout).Encode(outcomes(ordered()))
 	return 0
 }
 
-// probe tries each "op argument" of BOTTLE_TEST_PROBE and says what came of it.
-func probe() map[string]string {
-	var tries []string
+// ordered are the tries, each an "op argument", of BOTTLE_TEST_PROBE.
+func ordered() (tries []string) {
 	_ = json.Unmarshal([]byte(os.Getenv("BOTTLE_TEST_PROBE")), &tries)
-	out := map[string]string{}
-	for _, t := range tries {
-		out[t] = "ok"
-		if err := try(t); err != nil {
-			out[t] = err.Error()
-		}
-	}
-	return out
+	return tries
 }
 
 func try(t string) error {
@@ -235,7 +201,7 @@ func try(t string) error {
 	case "privileges":
 		return privileges()
 	}
-	return errors.New("no such op")
+	return tryKernel(op, arg)
 }
 
 // privileges is nil if there are none to lose or gain.
