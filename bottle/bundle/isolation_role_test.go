@@ -23,10 +23,9 @@ import (
 // answers with what came of the tries. The socket is inherited, so this works from inside.
 type order struct {
 	Tries []string `json:"tries,omitempty"`
-	// Report goes into the pipe to init as it is, Times times (0: once), Every so often.
+	// Report goes into the pipe to init as it is: once, or again and again For that long.
 	Report string        `json:"report,omitempty"`
-	Times  int           `json:"times,omitempty"`
-	Every  time.Duration `json:"every,omitempty"`
+	For    time.Duration `json:"for,omitempty"`
 	// Block makes the inherited socket a blocking one, for init too, which shares it.
 	Block bool `json:"block,omitempty"`
 }
@@ -189,7 +188,7 @@ func obey(sock, report *os.File, on *threads) {
 // send writes one report, or a flood of them: what finds the pipe full is dropped, not waited for.
 func send(report *os.File, o order) string {
 	fd := int(report.Fd())
-	if o.Times < 2 {
+	if o.For == 0 {
 		if _, err := fmt.Fprint(report, o.Report); err != nil {
 			return err.Error()
 		}
@@ -198,10 +197,7 @@ func send(report *os.File, o order) string {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return err.Error()
 	}
-	tick := time.NewTicker(o.Every)
-	defer tick.Stop()
-	for range o.Times {
-		<-tick.C
+	for end := time.Now().Add(o.For); time.Now().Before(end); {
 		if _, err := unix.Write(fd, []byte(o.Report)); err != nil && !errors.Is(err, unix.EAGAIN) {
 			return err.Error()
 		}

@@ -207,15 +207,14 @@ func (h *hijacked) pids() (pids []int) {
 	return pids
 }
 
-// order talks to a daemon over the socket that it inherited.
-func (h *hijacked) order(daemon string, o order) map[string]string {
-	h.t.Helper()
+// ask talks to a daemon over the socket that it inherited.
+func (h *hijacked) ask(daemon string, o order) (got map[string]string, err error) {
 	network, addr := "unix", h.dir.MCPSocket()
 	switch daemon {
 	case bottle.DaemonEgress:
 		var c bottle.BundleConfig
 		if err := bottle.ReadJSON(h.dir.DaemonConfig(daemon), 0, &c); err != nil {
-			h.t.Fatal(err)
+			return nil, err
 		}
 		network, addr = "tcp", c.Egress
 	case bottle.DaemonPipelock:
@@ -223,15 +222,21 @@ func (h *hijacked) order(daemon string, o order) map[string]string {
 	}
 	c, err := (&net.Dialer{Timeout: time.Second}).DialContext(h.t.Context(), network, addr)
 	if err != nil {
-		h.t.Fatal(err)
+		return nil, err
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	if err := json.NewEncoder(c).Encode(o); err != nil {
-		h.t.Fatal(err)
+		return nil, err
 	}
-	var got map[string]string
-	if err := json.NewDecoder(c).Decode(&got); err != nil {
+	err = json.NewDecoder(c).Decode(&got)
+	return got, err
+}
+
+func (h *hijacked) order(daemon string, o order) map[string]string {
+	h.t.Helper()
+	got, err := h.ask(daemon, o)
+	if err != nil {
 		h.t.Fatalf("%s: %v", daemon, err)
 	}
 	return got
