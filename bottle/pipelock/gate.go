@@ -51,7 +51,15 @@ type GateConfig struct {
 	AllowCIDRs []netip.Prefix    // address classes that the operator opened; see allow.Classify
 	Resolver   Resolver          // nil: the system's
 	Reload     <-chan struct{}   // each receive reloads Config; nil: never
-	Logger     *slog.Logger      // required
+	// Drain says that another gate took over: what follows is one more reload, and that each
+	// tunnel goes to the other gate, those included that are made from then on. Run goes on
+	// until its context ends, and reports when clients have nothing open any more, and when
+	// they have again (the counter "open"). nil: never.
+	Drain <-chan struct{}
+	// Handover and Adopt are the two ends of one SOCK_SEQPACKET pair that all gates of the
+	// bundle share. Run closes both. nil: nothing is handed over.
+	Handover, Adopt *net.UnixConn
+	Logger          *slog.Logger // required
 }
 
 // A Gate is the built-in second layer: a forward proxy for CONNECT and plain http that
@@ -71,11 +79,16 @@ type Gate struct {
 	mu       sync.Mutex
 	table    *table
 	flows    map[*flow]struct{}
-	draining bool
+	stopping bool
 	running  sync.WaitGroup // one for each flow
 
+	handing chan struct{} // closed once tunnels are to be handed over
+	sending chan struct{} // holds a value while one is
+	held    atomic.Int64  // connections of clients that are open here
+	stirred chan struct{} // has a value when held changed
+
 	status   bottle.DaemonStatus // Run's goroutine alone
-	counters struct{ allowed, refused, failed, cut atomic.Uint64 }
+	counters struct{ allowed, refused, failed, cut, handedOver, adopted atomic.Uint64 }
 }
 
 // A table is one revision of the allowlist; it is never changed.
@@ -111,6 +124,9 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	case cfg.Listener == nil && cfg.Listen == "":
 		return nil, errors.New("pipelock gate: one of Listener and Listen is required")
 	}
+	if err := checkPair(cfg); err != nil {
+		return nil, err
+	}
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}
@@ -124,6 +140,9 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 		instance: rand.Text(),
 		resolve:  make(map[bottle.Host]netip.Addr, len(cfg.Resolve)),
 		flows:    map[*flow]struct{}{},
+		handing:  make(chan struct{}),
+		sending:  make(chan struct{}, 1),
+		stirred:  make(chan struct{}, 1),
 	}
 	for name, s := range cfg.Resolve {
 		h, err := bottle.ParseHost(name)
@@ -212,15 +231,28 @@ func (g *Gate) Run(ctx context.Context) error {
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(g.chatter.Handler(), slog.LevelDebug),
+		ConnState: func(_ net.Conn, s http.ConnState) {
+			switch s {
+			case http.StateNew:
+				g.hold()
+			case http.StateClosed: // of one that was hijacked, connect says
+				g.release()
+			}
+		},
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(g.listener) }()
+	stopAdopting := g.adopt()
+	defer g.closePair()
 	g.report()
 
+	var handing bool
+	var stirred <-chan struct{} // nil until it matters
 	for {
 		select {
 		case <-ctx.Done():
-			g.drain(srv)
+			stopAdopting()
+			g.stop(srv)
 			if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 				g.log.Warn("serving ended otherwise than by the stop", "error", err.Error())
 			}
@@ -228,7 +260,8 @@ func (g *Gate) Run(ctx context.Context) error {
 			g.log.Info("pipelock gate stopped")
 			return nil
 		case err := <-served:
-			g.drain(srv)
+			stopAdopting()
+			g.stop(srv)
 			return fmt.Errorf("pipelock gate: serve: %w", err)
 		case _, ok := <-g.cfg.Reload:
 			if !ok {
@@ -236,7 +269,31 @@ func (g *Gate) Run(ctx context.Context) error {
 				continue
 			}
 			g.reload()
+		case _, ok := <-g.cfg.Drain:
+			if !ok {
+				g.cfg.Drain = nil
+				continue
+			}
+			g.reload()
+			stirred = g.stirred
+			if g.cfg.Handover != nil && !handing {
+				handing = true
+				stopAdopting() // or this gate would get what it sends
+				g.log.Info("another gate took over: tunnels are handed to it", "open", g.held.Load())
+				close(g.handing)
+			}
+		case <-stirred:
+			if (g.held.Load() == 0) != (g.status.Counters["open"] == 0) {
+				g.report()
+			}
 		}
+	}
+}
+
+func (g *Gate) closePair() {
+	if g.cfg.Handover != nil {
+		_ = g.cfg.Handover.Close()
+		_ = g.cfg.Adopt.Close()
 	}
 }
 
@@ -276,17 +333,19 @@ func (g *Gate) report() {
 	g.status.Counters = map[string]uint64{
 		"allowed": g.counters.allowed.Load(), "refused": g.counters.refused.Load(),
 		"failed": g.counters.failed.Load(), "cut": g.counters.cut.Load(),
+		"handed_over": g.counters.handedOver.Load(), "adopted": g.counters.adopted.Load(),
+		"open": uint64(max(g.held.Load(), 0)),
 	}
 	if err := g.cfg.Report(g.status); err != nil {
 		g.log.Error("can't say what is in force", "error", err.Error())
 	}
 }
 
-// drain takes no more, waits for what is under way, cuts it when its time is up, and
+// stop takes no more, waits for what is under way, cuts it when its time is up, and
 // returns when nothing is left.
-func (g *Gate) drain(srv *http.Server) {
+func (g *Gate) stop(srv *http.Server) {
 	g.mu.Lock()
-	g.draining = true
+	g.stopping = true
 	g.mu.Unlock()
 	done := make(chan struct{})
 	go func() { g.running.Wait(); close(done) }()
@@ -312,7 +371,7 @@ func (g *Gate) admit(parent context.Context, host bottle.Host, port int) (ctx co
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.draining:
+	case g.stopping:
 		return nil, nil, errStopping.Error()
 	case len(g.flows) >= maxFlows:
 		return nil, nil, fmt.Sprintf("%d connections are open, the most that the gate takes", maxFlows)

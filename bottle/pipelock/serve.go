@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"bottle/bottle"
@@ -70,6 +68,7 @@ func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
 		g.refuse(w, http.StatusInternalServerError, refusal{Host: string(host), Port: port, Reason: "the connection can't be taken over: " + err.Error()})
 		return
 	}
+	defer g.release()
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Time{})
 	early := make([]byte, buf.Reader.Buffered())
@@ -84,38 +83,12 @@ func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
 	}
 	g.counters.allowed.Add(1)
 	g.chatter.Debug("tunnel", "host", host, "port", port, "address", up.RemoteAddr().String())
-	splice(ctx, conn, up)
-}
-
-// splice copies both ways until both are at their end or ctx ends. An end of one direction
-// is passed on as such (half-close), since protocols such as git's rely on it.
-func splice(ctx context.Context, client net.Conn, up *net.TCPConn) {
-	stop := context.AfterFunc(ctx, func() {
-		_ = client.Close()
-		_ = up.Close()
-	})
-	defer stop()
-	var both sync.WaitGroup
-	both.Go(func() { pump(up, client) })
-	both.Go(func() { pump(client, up) })
-	both.Wait()
-}
-
-func pump(dst, src net.Conn) {
-	var err error
-	// (*net.TCPConn).ReadFrom is splice(2) where both ends are TCP: no copy through this process.
-	if d, ok := dst.(*net.TCPConn); ok {
-		_, err = d.ReadFrom(src)
-	} else {
-		_, err = io.Copy(dst, src)
-	}
-	if c, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
-		_ = c.CloseWrite()
+	client, ok := conn.(*net.TCPConn)
+	if !ok {
+		splice(ctx, conn, up)
 		return
 	}
-	// An error on one side means that what the other would send is of no use.
-	_ = dst.Close()
-	_ = src.Close()
+	g.carry(ctx, &tunnel{host: host, port: port, since: time.Now().UTC().Truncate(time.Second), client: client, up: up})
 }
 
 type targetKey struct{}
