@@ -78,9 +78,10 @@ func outcomes(tries []string) map[string]string {
 	return out
 }
 
-func isHijacked(name, root string) bool {
-	mode, _ := os.ReadFile(filepath.Join(root, "behave", name))
-	return string(mode) == "hijacked"
+// behaviour is what the test has a daemon do.
+func behaviour(name, root string) string {
+	how, _ := os.ReadFile(filepath.Join(root, "behave", name)) // absent: well
+	return string(how)
 }
 
 // hijackedMain is a daemon that confined itself as ours do and was then taken over. It even

@@ -32,9 +32,17 @@ func TestMain(m *testing.M) {
 	switch role {
 	case "role:init":
 		os.Exit(initMain(os.Args[2]))
+	case "role:pid1":
+		os.Exit(pid1Main(os.Args[2]))
 	case "role:daemon":
-		if isHijacked(os.Args[2], os.Args[3]) {
+		switch behaviour(os.Args[2], os.Args[3]) {
+		case "hijacked":
 			os.Exit(hijackedMain(os.Args[2], os.Args[3]))
+		case "orphans":
+			if err := leaveOrphans(200, os.Args[3]); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
 		}
 		os.Exit(daemonMain(os.Args[2], os.Args[3]))
 	case "role:launch":
@@ -320,6 +328,12 @@ func (b *bed) start(env ...string) {
 	if err := b.cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
+	b.running(log)
+}
+
+// running waits for init, and ends it with the test.
+func (b *bed) running(log *os.File) {
+	b.t.Helper()
 	done, cmd := make(chan struct{}), b.cmd
 	b.done = done
 	go func() {
