@@ -107,7 +107,7 @@ func TestFloodOfReports(t *testing.T) {
 	if slowest > time.Second {
 		t.Errorf("a reload took %v meanwhile", slowest)
 	}
-	if is := memory(t, h.init); is > was+16<<20 {
+	if is := memory(t, h.init); is > was+64<<20 {
 		t.Errorf("init has %d KiB, had %d", is>>10, was>>10)
 	}
 }
