@@ -104,6 +104,7 @@ func (r report) freshRefusal(before report, file string, rev bottle.Hash) error 
 func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig bottle.Signal, before report, strict bool) error {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.ConfirmTimeout)
 	defer cancel()
+	replaced := a.child(daemonOf(file)).PID
 	a.cfg.Fault("signal " + file)
 	if !strict || !a.initIsMute() {
 		if err := a.cfg.Signaler.Signal(ctx, sig); err != nil {
@@ -127,6 +128,9 @@ func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig
 			}
 			return fmt.Errorf("%s: %s did not say within %s that %s is in force%s: %w", file, daemonOf(file), a.cfg.ConfirmTimeout, rev.Short(), a.lastWord(file), bottle.ErrUnconfirmed)
 		case <-resignal.C:
+			if sig == bottle.SignalReplacePipelock && a.child(daemonOf(file)).PID != replaced {
+				continue // it was, and another replacement would only make another process
+			}
 			// That it fails now may be a bundle that is being started anew, which then reads the new file.
 			_ = a.cfg.Signaler.Signal(ctx, sig)
 		case <-poll.C:

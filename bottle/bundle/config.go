@@ -184,6 +184,18 @@ func childEnv(environ []string, creds map[string]bottle.Credential) []string {
 	return env
 }
 
+// foreignEnv is the environment of a pipelock that is not ours: without HOME, where it would look
+// for more rules, and without what is meant for ours.
+func foreignEnv(env []string) []string {
+	out := []string{"HOME=/nonexistent"}
+	for _, kv := range env {
+		if name, _, _ := strings.Cut(kv, "="); name != "HOME" && !strings.HasPrefix(name, "BOTTLE_") {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
 func lookup(environ []string, name string) string {
 	for _, kv := range slices.Backward(environ) {
 		if n, v, ok := strings.Cut(kv, "="); ok && n == name {

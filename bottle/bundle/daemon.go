@@ -77,6 +77,7 @@ type instance struct {
 	ended    bool
 	fatal    string    // why we killed it
 	giveUpAt time.Time // of next: its time to take over ends
+	pointed  bool      // egress was told to use it
 	unused   time.Time // of old: nobody has been connected to it since; zero: somebody is
 }
 

@@ -35,7 +35,7 @@ func daemonMain(name, root string) int {
 		<-time.After(300 * time.Millisecond) // before it handles any signal
 	}
 	reload := make(chan os.Signal, 1)
-	signal.Notify(reload, unix.SIGHUP, unix.SIGUSR2)
+	signal.Notify(reload, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2)
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, unix.SIGTERM)
 
@@ -96,7 +96,8 @@ func daemonMain(name, root string) int {
 		return 9
 	}
 	fmt.Fprintln(os.Stderr, "env", strings.Join(os.Environ(), " "))
-	if err := answer(in, name); err != nil {
+	conns := make(chan int) // how many more
+	if err := answer(in, name, conns); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -114,6 +115,11 @@ func daemonMain(name, root string) int {
 	}
 	for {
 		select {
+		case n := <-conns:
+			st.Counters["open"] = uint64(int(st.Counters["open"]) + n)
+			if name == bottle.DaemonPipelock {
+				write()
+			}
 		case s := <-reload:
 			load()
 			if s == unix.SIGHUP {
@@ -131,7 +137,7 @@ func daemonMain(name, root string) int {
 }
 
 // answer serves on the socket of the daemon: each line of a client is given back after the pid.
-func answer(in *bundle.Inheritance, name string) error {
+func answer(in *bundle.Inheritance, name string, conns chan<- int) error {
 	l, err := in.Listener(map[string]string{bottle.DaemonEgress: bundle.FDProxy, bottle.DaemonSupervise: bundle.FDMCP, bottle.DaemonPipelock: bundle.FDGate}[name])
 	if err != nil {
 		return err
@@ -142,7 +148,9 @@ func answer(in *bundle.Inheritance, name string) error {
 			if err != nil {
 				return
 			}
+			conns <- 1
 			go func() {
+				defer func() { conns <- -1 }()
 				defer c.Close()
 				for lines := bufio.NewScanner(c); lines.Scan(); {
 					if _, err := fmt.Fprintln(c, os.Getpid(), lines.Text()); err != nil {

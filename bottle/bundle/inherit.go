@@ -103,6 +103,24 @@ func (in *Inheritance) Listener(name string) (net.Listener, error) {
 	return l, nil
 }
 
+// UnixConn returns an inherited end of a socket pair.
+func (in *Inheritance) UnixConn(name string) (*net.UnixConn, error) {
+	f, err := in.File(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // FileConn duplicates it
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("inherited socket %q: %w", name, err)
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("inherited socket %q: not a unix socket: %w", name, bottle.ErrInvalid), c.Close())
+	}
+	return u, nil
+}
+
 // Report tells init what this daemon's status is. init alone writes status/, so that no daemon can
 // speak for another.
 func (in *Inheritance) Report(st bottle.DaemonStatus) error {

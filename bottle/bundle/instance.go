@@ -69,6 +69,9 @@ func (s *Supervisor) launch(d *daemon, at *slot) (*instance, error) {
 	defer w.Close()
 	files := []uintptr{null.Fd(), w.Fd(), w.Fd()}
 	env := s.env
+	if i.foreign {
+		env = foreignEnv(s.env)
+	}
 	var reports *os.File
 	if !i.foreign {
 		r, report, err := os.Pipe()
@@ -126,14 +129,14 @@ type named struct {
 
 // inherited are the sockets that an instance is started with.
 func (s *Supervisor) inherited(i *instance) []named {
-	of := func(name string, sock *socket) named { return named{name, uintptr(sock.fd)} } //nolint:gosec // G115: an open descriptor
+	of := func(name string, fd int) named { return named{name, uintptr(fd)} } //nolint:gosec // G115: an open descriptor
 	switch i.d.name {
 	case bottle.DaemonEgress:
-		return []named{of(FDProxy, s.proxy), of(FDKeys, s.keys)}
+		return []named{of(FDProxy, s.proxy.fd), of(FDKeys, s.keys.fd)}
 	case bottle.DaemonSupervise:
-		return []named{of(FDMCP, s.mcp)}
+		return []named{of(FDMCP, s.mcp.fd)}
 	case bottle.DaemonPipelock:
-		return []named{of(FDGate, i.slot.socket)}
+		return []named{of(FDGate, i.slot.socket.fd), of(FDHandover, s.pair[0]), of(FDAdopt, s.pair[1])}
 	}
 	return nil
 }

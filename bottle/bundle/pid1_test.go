@@ -18,7 +18,7 @@ import (
 
 // startAsPID1 runs init as the first process of a pid namespace, as it is in a container. The
 // user namespace is for an ordinary user, to whom the kernel gives no other without.
-func (b *bed) startAsPID1(env ...string) {
+func (b *bed) startAsPID1() {
 	b.t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -29,7 +29,6 @@ func (b *bed) startAsPID1(env ...string) {
 		b.t.Fatal(err)
 	}
 	b.cmd = exec.CommandContext(context.WithoutCancel(b.t.Context()), exe, "role:pid1", b.dir.Path())
-	b.cmd.Env = append(os.Environ(), env...)
 	b.cmd.Stdout, b.cmd.Stderr = log, log
 	b.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS,

@@ -83,6 +83,12 @@ func (s *Supervisor) openSockets(ctx context.Context, names []string) (err error
 		if s.slots, err = openSlots(ctx, s.bundle.Pipelock, s.bundle.Binary == ""); err != nil {
 			return err
 		}
+		if s.bundle.Binary == "" {
+			// Of the kind that keeps messages apart, each of which carries one tunnel.
+			if s.pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+				return fmt.Errorf("socket pair of the pipelocks: %w", err)
+			}
+		}
 		s.bundle.Pipelock = nil
 		for _, sl := range s.slots {
 			s.bundle.Pipelock = append(s.bundle.Pipelock, sl.addr)
@@ -108,6 +114,10 @@ func (s *Supervisor) openSockets(ctx context.Context, names []string) (err error
 // closeSockets removes the socket files too: a client that comes later is refused at once.
 func (s *Supervisor) closeSockets() {
 	closeSlots(s.slots)
+	if s.pair != [2]int{} {
+		_ = unix.Close(s.pair[0])
+		_ = unix.Close(s.pair[1])
+	}
 	for _, sock := range []*socket{s.proxy, s.keys, s.mcp} {
 		if sock == nil {
 			continue

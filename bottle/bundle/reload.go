@@ -119,3 +119,11 @@ func reloadSignal(i *instance) syscall.Signal {
 	}
 	return unix.SIGHUP
 }
+
+// drainSignal tells one that was taken over from. Of one that is not ours SIGUSR1 is the kill switch.
+func drainSignal(i *instance) syscall.Signal {
+	if i.foreign {
+		return reloadSignal(i)
+	}
+	return unix.SIGUSR1
+}

@@ -1,10 +1,14 @@
 package bundle
 
 import (
+	"slices"
 	"time"
 
 	"bottle/bottle"
 )
+
+// CounterOpen is the counter by which our pipelock reports how many connections it has.
+const CounterOpen = "open"
 
 const (
 	// replaceFor bounds a replacement; it is less than the host waits for the confirmation, so that
@@ -86,16 +90,22 @@ func (s *Supervisor) giveUp(d *daemon) {
 	s.refuse(d, why)
 }
 
-// dropNext ends the instance that was to take over.
+// dropNext ends the instance that was to take over. If egress was pointed at it, it may have
+// connections, and drains.
 func (s *Supervisor) dropNext(d *daemon) {
 	n := d.next
 	d.next = nil
-	n.expected = true
-	s.kill(n)
-	s.ending = append(s.ending, n)
+	n.giveUpAt = time.Time{}
+	if !n.pointed {
+		n.expected = true
+		s.kill(n)
+		s.ending = append(s.ending, n)
+		return
+	}
 	if d.cur != nil {
 		s.point(d.cur.slot)
 	}
+	s.toOld(time.Now(), d, n)
 }
 
 // refuse says that the published file did not come into force by a replacement.
@@ -123,6 +133,9 @@ func (s *Supervisor) point(at *slot) {
 		}
 	}
 	s.hop = at.addr
+	if at.user != nil {
+		at.user.pointed = true
+	}
 	if e := s.daemon(bottle.DaemonEgress); e != nil {
 		s.wake(e)
 	}
@@ -137,6 +150,7 @@ func (s *Supervisor) egressUses(at *slot) bool {
 func (s *Supervisor) promote(now time.Time, d *daemon) {
 	old := d.cur
 	d.cur, d.next, d.came = d.next, nil, true
+	d.cur.giveUpAt = time.Time{}
 	d.refused, d.crashes = nil, 0
 	attrs := []any{"pid", d.cur.proc.pid, "listen", d.cur.slot.addr, "took", now.Sub(d.cur.startedAt).Round(time.Millisecond)}
 	if old == nil {
@@ -144,10 +158,13 @@ func (s *Supervisor) promote(now time.Time, d *daemon) {
 		return
 	}
 	s.log.Info("a new pipelock took over", append(attrs, "old_pid", old.proc.pid)...)
-	// What was narrowed binds those that drain too.
-	old.pending = reloadSignal(old)
-	old.unused = now
-	d.old = append(d.old, old)
+	s.toOld(now, d, old)
+}
+
+// toOld has an instance drain. What was narrowed binds it too, and ours hands its tunnels over.
+func (s *Supervisor) toOld(now time.Time, d *daemon, i *instance) {
+	i.pending, i.unused = drainSignal(i), now
+	d.old = append(d.old, i)
 	if len(d.old) > maxOld {
 		s.log.Warn("a pipelock that still has connections makes room", "pid", d.old[0].proc.pid)
 		s.retire(d, d.old[0])
@@ -156,12 +173,7 @@ func (s *Supervisor) promote(now time.Time, d *daemon) {
 
 // retire ends an old instance.
 func (s *Supervisor) retire(d *daemon, i *instance) {
-	for n, o := range d.old {
-		if o == i {
-			d.old = append(d.old[:n:n], d.old[n+1:]...)
-			break
-		}
-	}
+	d.old = slices.DeleteFunc(slices.Clone(d.old), func(o *instance) bool { return o == i })
 	s.ending = append(s.ending, i)
 	s.end(i)
 }
@@ -172,18 +184,9 @@ func (s *Supervisor) drain(now time.Time, d *daemon) {
 		return
 	}
 	s.lookAt = now.Add(lookAtOld)
-	var ports []uint16
-	for _, o := range d.old {
-		ports = append(ports, o.slot.port)
-	}
-	seen, err := tcpPorts(ports...)
-	if err != nil {
-		s.log.Error("can't tell who is connected to a pipelock that drains", "error", err)
-		return
-	}
-	for _, o := range append([]*instance(nil), d.old...) {
+	for _, o := range slices.Clone(d.old) {
 		switch {
-		case seen[o.slot.port].conns > 0:
+		case s.inUse(o):
 			o.unused = time.Time{}
 		case o.unused.IsZero():
 			o.unused = now
@@ -191,4 +194,18 @@ func (s *Supervisor) drain(now time.Time, d *daemon) {
 			s.retire(d, o)
 		}
 	}
+}
+
+// inUse reports whether anybody is connected to an instance that drains. Ours says so: the
+// tunnels that it handed over keep its port's number. Of another the kernel knows.
+func (s *Supervisor) inUse(i *instance) bool {
+	if !i.foreign {
+		return i.status.Counters[CounterOpen] > 0
+	}
+	seen, err := tcpPorts(i.slot.port)
+	if err != nil {
+		s.log.Error("can't tell who is connected to a pipelock that drains", "error", err)
+		return true
+	}
+	return seen[i.slot.port].conns > 0
 }

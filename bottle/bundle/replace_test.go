@@ -360,3 +360,34 @@ func children(pid int) (pids []int) {
 	}
 	return pids
 }
+
+// The loop rests when nothing is due: a deadline that was left behind would have it turn for ever.
+func TestInitRestsAfterAReplacement(t *testing.T) {
+	b := newBed(t)
+	b.start()
+	pid := b.ready().Daemons[bottle.DaemonPipelock].PID
+	rev := b.write(bottle.PipelockFile, "mode: strict # 2\n")
+	b.signal(bottle.SignalReplacePipelock)
+	b.replaced(pid, rev)
+	eventually(t, "the old one ends", func() bool { return b.pipelock().Draining == 0 })
+	before := cpuTicks(t, b.cmd.Process.Pid)
+	<-time.After(time.Second)
+	if used := cpuTicks(t, b.cmd.Process.Pid) - before; used > 30 { // of a hundred
+		t.Errorf("init used %d ms of a second with nothing to do", 10*used)
+	}
+}
+
+func cpuTicks(t *testing.T, pid int) int {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	var user, sys int
+	if f := strings.Fields(rest); len(f) > 12 {
+		_, _ = fmt.Sscan(f[11], &user)
+		_, _ = fmt.Sscan(f[12], &sys)
+	}
+	return user + sys
+}

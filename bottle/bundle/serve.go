@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +19,7 @@ type Daemon struct {
 	Dir    *bottle.Dir
 	Config *bottle.BundleConfig
 	Reload <-chan struct{} // a value for each reload signal; those that come faster than they are taken are one
+	Drain  <-chan struct{} // of pipelock: a value once another has taken over
 	*Inheritance
 	Logger *slog.Logger
 }
@@ -39,7 +39,7 @@ func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logge
 	}
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	reload, done := reloads(name)
+	reload, drain, done := levels(name)
 	defer done()
 	inherited, err := Inherit()
 	if err != nil {
@@ -56,26 +56,35 @@ func Serve(ctx context.Context, name string, dir *bottle.Dir, logger *slog.Logge
 	if err := confine(name, dir, config, warn); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if err := run(ctx, &Daemon{name, dir, config, reload, inherited, logger.With("daemon", name)}); err != nil {
+	if err := run(ctx, &Daemon{name, dir, config, reload, drain, inherited, logger.With("daemon", name)}); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
 }
 
-// reloads makes the channel of Daemon.Reload.
-func reloads(name string) (<-chan struct{}, func()) {
-	// HUP and USR2 are taken by all, so that a stray one kills none.
-	sigs := make(chan os.Signal, 1)
-	ignored := make(chan os.Signal, 1)
-	mine := map[string]syscall.Signal{bottle.DaemonEgress: unix.SIGHUP, bottle.DaemonPipelock: unix.SIGUSR2}[name]
-	for _, s := range []syscall.Signal{unix.SIGHUP, unix.SIGUSR2} {
-		if s == mine {
-			signal.Notify(sigs, s)
-		} else {
-			signal.Notify(ignored, s)
-		}
+// levels makes the channels of Daemon.Reload and Daemon.Drain. All three signals are taken by
+// each daemon, so that a stray one kills none.
+func levels(name string) (reload, drain <-chan struct{}, done func()) {
+	hup, stopHUP := level(unix.SIGHUP)
+	usr1, stopUSR1 := level(unix.SIGUSR1)
+	usr2, stopUSR2 := level(unix.SIGUSR2)
+	switch name {
+	case bottle.DaemonEgress:
+		reload = hup
+	case bottle.DaemonPipelock:
+		reload, drain = usr2, usr1
 	}
-	out, quit := make(chan struct{}, 1), make(chan struct{})
+	return reload, drain, func() {
+		stopHUP()
+		stopUSR1()
+		stopUSR2()
+	}
+}
+
+// level gives a value for a signal, and one for any number that come before it is taken.
+func level(sig os.Signal) (<-chan struct{}, func()) {
+	sigs, out, quit := make(chan os.Signal, 1), make(chan struct{}, 1), make(chan struct{})
+	signal.Notify(sigs, sig)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -92,7 +101,6 @@ func reloads(name string) (<-chan struct{}, func()) {
 	})
 	return out, func() {
 		signal.Stop(sigs)
-		signal.Stop(ignored)
 		close(quit)
 		wg.Wait()
 	}

@@ -101,15 +101,18 @@ func (s *Supervisor) release(now time.Time, i *instance) {
 // serves. At the one that egress is pointed at they wait: it comes back there.
 func (s *Supervisor) flushSlots(now time.Time) {
 	for _, sl := range s.slots {
-		if s.mustFlush(sl) {
+		if s.mustFlush(now, sl) {
 			sl.socket.flush()
-			if !now.Before(sl.flushUntil) {
-				sl.flushUntil = time.Time{}
-			}
 		}
 	}
 }
 
-func (s *Supervisor) mustFlush(sl *slot) bool {
-	return sl.user == nil && sl.socket != nil && !sl.flushUntil.IsZero() && sl.addr != s.hop
+// mustFlush holds while somebody may still come: egress says last where it went, and a
+// connection may have been on its way.
+func (s *Supervisor) mustFlush(now time.Time, sl *slot) bool {
+	if sl.user != nil || sl.socket == nil || sl.addr == s.hop {
+		return false
+	}
+	e := s.daemon(bottle.DaemonEgress)
+	return now.Before(sl.flushUntil) || e != nil && e.cur != nil && e.cur.status.Hop == sl.addr
 }

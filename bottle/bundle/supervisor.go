@@ -42,6 +42,7 @@ type Supervisor struct {
 	// What daemons are started with, and egress is pointed at.
 	proxy, keys, mcp *socket
 	slots            []*slot
+	pair             [2]int // by which our pipelocks hand tunnels over
 	hop              string
 	ending           []*instance // what was taken over from or dropped, and is on its way out
 	lookAt           time.Time   // not before, at who is connected to an old pipelock
@@ -225,7 +226,7 @@ func (s *Supervisor) nextDue(now time.Time) time.Time {
 	for _, f := range s.files {
 		sooner(f.next)
 	}
-	if slices.ContainsFunc(s.slots, s.mustFlush) {
+	if slices.ContainsFunc(s.slots, func(sl *slot) bool { return s.mustFlush(now, sl) }) {
 		sooner(now.Add(flushEvery))
 	}
 	return due

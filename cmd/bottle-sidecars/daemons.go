@@ -56,6 +56,14 @@ func runPipelock(ctx context.Context, d *bundle.Daemon) error {
 	if err != nil {
 		return err
 	}
+	handover, err := d.UnixConn(bundle.FDHandover)
+	if err != nil {
+		return err
+	}
+	adopt, err := d.UnixConn(bundle.FDAdopt)
+	if err != nil {
+		return err
+	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
 		Config:     d.Dir.Live(bottle.PipelockFile),
 		Listener:   l,
@@ -64,6 +72,9 @@ func runPipelock(ctx context.Context, d *bundle.Daemon) error {
 		Resolve:    d.Config.Resolve,
 		AllowCIDRs: allow,
 		Reload:     d.Reload,
+		Drain:      d.Drain,
+		Handover:   handover,
+		Adopt:      adopt,
 		Logger:     d.Logger,
 	})
 	if err != nil {
