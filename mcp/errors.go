@@ -42,9 +42,14 @@ func (s *Server) failure(ctx context.Context, name string, err error) (*protocol
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
+	return protocol.NewToolResultError(s.explain(name, err)), nil
+}
+
+// explain says what to do about an error of the named tool, resource or method.
+func (s *Server) explain(name string, err error) string {
 	if _, ok := errors.AsType[egressError](err); ok {
 		s.log.Warn("mcp: egress doesn't answer", "tool", name, "err", err)
-		return protocol.NewToolResultError("the proxy can't be asked at the moment: it may be restarting, so try again in a few seconds; if that lasts, tell the operator"), nil
+		return "the proxy can't be asked at the moment: it may be restarting, so try again in a few seconds; if that lasts, tell the operator"
 	}
 	for _, a := range advice {
 		if !errors.Is(err, a.is) {
@@ -52,16 +57,16 @@ func (s *Server) failure(ctx context.Context, name string, err error) (*protocol
 		}
 		if a.hide {
 			s.log.Error("mcp: queue", "tool", name, "err", err)
-			return protocol.NewToolResultError(a.say), nil
+			return a.say
 		}
 		text := bare(err.Error())
 		if a.say != "" {
 			text += "; " + a.say
 		}
-		return protocol.NewToolResultError(text), nil
+		return text
 	}
 	s.log.Error("mcp: tool failed", "tool", name, "err", err)
-	return protocol.NewToolResultError("that could not be done just now: call again in a few seconds (the same request is filed only once); if that lasts, tell the operator"), nil
+	return "that could not be done just now: call again in a few seconds (the same request is filed only once); if that lasts, tell the operator"
 }
 
 // bare drops the sentinels' own texts, which wrapping puts at the end of a sentence. They

@@ -32,6 +32,10 @@ func (s *Server) submit(ctx context.Context, req request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if slot := taskSlotOf(ctx); slot != nil && !t.Status().Decided() {
+		slot.ticket = &t // the client looks itself, so there is nothing to wait for
+		return newTicketResult(t), nil
+	}
 	if in.WaitSeconds > 0 && !t.Status().Decided() {
 		joined := t.Joined
 		if t, err = s.wait(ctx, t, time.Duration(in.WaitSeconds)*time.Second, req.token); err != nil {

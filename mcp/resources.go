@@ -67,14 +67,8 @@ func (s *Server) unread(ctx context.Context, uri string, err error) error {
 	if c, ok := ctx.Value(callerKey{}).(*caller); ok && errors.Is(err, bottle.ErrNotFound) {
 		c.errorCode = notFoundCode(ctx)
 	}
-	result, err := s.failure(ctx, "resource "+clip(uri, 80), err)
-	if err != nil {
-		return err
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	for _, c := range result.Content {
-		if t, ok := c.(protocol.TextContent); ok {
-			return errors.New(t.Text)
-		}
-	}
-	return errors.New("could not be read; try again")
+	return errors.New(s.explain("resource "+clip(uri, 80), err))
 }

@@ -69,6 +69,7 @@ type Server struct {
 	enforcer Enforcer
 	log      *slog.Logger
 	lib      *mcpserver.MCPServer
+	info     protocol.Implementation // what the results say of the server
 	dispatch dispatcher
 
 	maxLine      int
@@ -78,11 +79,8 @@ type Server struct {
 	pending      budget
 }
 
-// A dispatcher answers one JSON-RPC message; it is nil for a notification. It is the seam
-// for tasks (SEP-2663, which mcp-go lacks): a dispatcher before the library's would answer
-// tasks/get, tasks/update and tasks/cancel, and turn the result of a
-// request_allowlist_change whose client declared the extension into a task, named by the
-// request's UUID, which the queue already keeps across restarts.
+// A dispatcher answers one JSON-RPC message; it is nil for a notification. The library's is
+// the last; those before it answer what the library doesn't know.
 type dispatcher func(ctx context.Context, message json.RawMessage) protocol.JSONRPCMessage
 
 // NewServer returns a server that is ready to serve. It is an error if the queue or the
@@ -109,7 +107,14 @@ func NewServer(cfg Config) (*Server, error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.lib = mcpserver.NewMCPServer(orDefault(cfg.Name, "bottle"), orDefault(cfg.Version, "0"),
+	s.info = protocol.Implementation{Name: orDefault(cfg.Name, "bottle"), Version: orDefault(cfg.Version, "0")}
+	hooks := &mcpserver.Hooks{}
+	hooks.AddAfterInitialize(func(_ context.Context, _ any, _ *protocol.InitializeRequest, r *protocol.InitializeResult) {
+		r.Capabilities.Extensions = nil // none of them is in force before 2026-07-28
+	})
+	s.lib = mcpserver.NewMCPServer(s.info.Name, s.info.Version,
+		mcpserver.WithExtensions(map[string]any{tasksExtension: struct{}{}}),
+		mcpserver.WithHooks(hooks),
 		mcpserver.WithToolCapabilities(true),
 		mcpserver.WithResourceCapabilities(false, true),
 		mcpserver.WithInstructions(instructions),
@@ -118,7 +123,7 @@ func NewServer(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("mcp: %w", err)
 	}
 	s.addResources()
-	s.dispatch = s.lib.HandleMessage
+	s.dispatch = s.withTasks(s.lib.HandleMessage)
 	return s, nil
 }
 

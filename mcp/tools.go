@@ -44,7 +44,7 @@ type request struct {
 func (s *Server) tools() []tool {
 	return []tool{
 		{
-			name: "request_allowlist_change", title: "Ask for a change of the allowlist",
+			name: toolRequest, title: "Ask for a change of the allowlist",
 			desc: "Ask the operator to let this bottle reach something (add), or no longer (remove). The request is kept until it is decided; the same request again joins the pending one. " +
 				"Answers with the request's id and status: with wait_seconds, after the decision if it comes in time; else pending, and wait_for_decision tells later. What is granted may be less than what you ask.",
 			in: submitSchema(), out: requestOutput(), idempotent: true, alwaysLoad: true, run: s.submit,

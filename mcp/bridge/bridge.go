@@ -23,6 +23,10 @@ const (
 	// lateWait is the same for a call that comes when the bundle has been down for longer than
 	// that: enough for one more dial.
 	lateWait = 2 * maxBackoff
+	// pollWait is the least that a look at a task waits. Nobody's turn is held up by it, while a
+	// client that gets a few errors in a row gives the task up (Claude Code: five). It is below
+	// the minute after which the protocol's SDKs give a request up.
+	pollWait = 45 * time.Second
 
 	drainTime = time.Second // for answers in flight after the end of the input
 	maxSends  = 8           // of one call: one that the bundle dies of isn't sent for ever

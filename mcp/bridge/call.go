@@ -15,6 +15,7 @@ const (
 	methodInitialize = "initialize"
 	methodListen     = "subscriptions/listen"
 	methodCall       = "tools/call"
+	methodTasksGet   = "tasks/get"
 
 	toolRequest = "request_allowlist_change"
 	keyMeta     = "bottle/key" // by which the queue knows a request that is sent again
@@ -24,7 +25,7 @@ const (
 var harmless = []string{
 	methodInitialize, methodListen, "ping", "server/discover", "tools/list", "resources/list", "resources/templates/list",
 	"resources/read", "resources/subscribe", "resources/unsubscribe", "prompts/list", "prompts/get", "completion/complete",
-	"logging/setLevel", "tasks/get", "tasks/result", "tasks/list", "tasks/cancel",
+	"logging/setLevel", methodTasksGet, "tasks/update", "tasks/cancel", "tasks/result", "tasks/list",
 }
 
 // harmlessTools are the tools that may be called twice; [toolRequest] is, for it carries a key.
@@ -215,9 +216,13 @@ func (b *Bridge) hold(k *call) {
 		return
 	}
 	now := time.Now()
-	k.until = now.Add(b.wait)
-	if now.Sub(b.down) >= b.wait {
+	switch {
+	case k.method == methodTasksGet:
+		k.until = now.Add(max(b.wait, pollWait))
+	case now.Sub(b.down) >= b.wait:
 		k.until = now.Add(min(b.wait, lateWait))
+	default:
+		k.until = now.Add(b.wait)
 	}
 	select {
 	case b.wake <- struct{}{}:
