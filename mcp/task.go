@@ -49,7 +49,7 @@ func newTask(t bottle.Ticket) task {
 	case bottle.Approved:
 		k.Status, k.StatusMessage = taskWorking, "request "+nameOf(t)+" is approved, and being put in force"
 	case bottle.Cancelled:
-		k.Status = taskCancelled
+		k.Status, k.StatusMessage = taskCancelled, "request "+nameOf(t)+" was taken back; nothing was changed"
 	}
 	return k
 }
