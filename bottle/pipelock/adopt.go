@@ -45,8 +45,8 @@ func (g *Gate) adopt() (stop func()) {
 			}
 			t, err := m.tunnel(g.cfg.AllowCIDRs)
 			if err != nil {
-				g.counters.failed.Add(1)
 				g.chatter.Warn("what was handed over is no tunnel, and was closed", "error", err.Error())
+				g.counters.failed.Add(1)
 				continue
 			}
 			g.takeOver(t)
@@ -95,11 +95,11 @@ func receive(c *net.UnixConn) (message, error) {
 	err = raw.Read(func(fd uintptr) bool {
 		for {
 			// Without blocking, whatever another holder of the socket made of its flags.
-			n, oobn, flags, _, err := unix.Recvmsg(int(fd), m.body, m.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC) //nolint:gosec // G115: a descriptor
+			n, oobn, flags, _, err := unix.Recvmsg(int(fd), m.body, m.oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 			switch {
 			case errors.Is(err, unix.EINTR):
 				continue
-			case err == nil && n == 0 && oobn == 0 && hungUp(int(fd)): //nolint:gosec // G115: as above
+			case err == nil && n == 0 && oobn == 0 && hungUp(int(fd)):
 				err = io.EOF
 			}
 			if got = err; err == nil {
@@ -166,11 +166,16 @@ func (m message) tunnel(permitted []netip.Prefix) (_ *tunnel, err error) {
 			}
 		}
 	}()
-	if t.client, err = tcpConn(fds[0]); err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	if t.up, err = tcpConn(fds[1]); err != nil {
-		return nil, fmt.Errorf("upstream: %w", err)
+	client, up := fds[0], fds[1]
+	fds = nil // they are tcpConn's
+	var errClient, errUp error
+	t.client, errClient = tcpConn(client)
+	t.up, errUp = tcpConn(up)
+	switch {
+	case errClient != nil:
+		return nil, fmt.Errorf("client: %w", errClient)
+	case errUp != nil:
+		return nil, fmt.Errorf("upstream: %w", errUp)
 	}
 	return t, t.checkEnds(permitted)
 }
@@ -212,8 +217,10 @@ func rights(oob []byte) (fds []int, err error) {
 	return fds, err
 }
 
-// tcpConn returns the connection of a descriptor, which it duplicates.
+// tcpConn makes a connection of a descriptor, which is closed if it can't be one.
 func tcpConn(fd int) (*net.TCPConn, error) {
+	f := os.NewFile(uintptr(fd), "tunnel")
+	defer f.Close() // FileConn duplicates it
 	for _, want := range []struct{ option, value int }{
 		{unix.SO_TYPE, unix.SOCK_STREAM}, {unix.SO_PROTOCOL, unix.IPPROTO_TCP}, {unix.SO_ACCEPTCONN, 0},
 	} {
@@ -224,12 +231,6 @@ func tcpConn(fd int) (*net.TCPConn, error) {
 			return nil, errors.New("not a TCP connection")
 		}
 	}
-	d, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0) //nolint:gosec // G115: a descriptor
-	if err != nil {
-		return nil, fmt.Errorf("duplicate it: %w", err)
-	}
-	f := os.NewFile(uintptr(d), "tunnel") //nolint:gosec // G115: a descriptor
-	defer f.Close()                       // FileConn duplicates it once more
 	c, err := net.FileConn(f)
 	if err != nil {
 		return nil, err

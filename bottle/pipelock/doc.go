@@ -13,6 +13,10 @@
 // that the gate does not start, or keeps what it has. (Real pipelock, started on an empty
 // file, comes up in balanced mode, where hosts that nobody listed are reachable.)
 //
+// A gate that is replaced hands its open tunnels to its successor, sockets and all, so that
+// neither a long tunnel keeps an old gate alive nor its end cuts the tunnel. The successor
+// holds what it is handed to its own table.
+//
 // Real pipelock knows no ports, so they ride in a comment on the entry, which it ignores and
 // the gate enforces: "- api.example.com # ports 8443". Its wildcards are wider too: any
 // depth, and the apex. The gate's cover one label, as egress's do.

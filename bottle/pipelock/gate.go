@@ -104,6 +104,7 @@ type flow struct {
 	host   bottle.Host
 	port   int
 	cancel context.CancelCauseFunc
+	cut    bool // by a reload, and about to end
 }
 
 // The causes for which flows are cut.
@@ -311,8 +312,9 @@ func (g *Gate) reload() {
 	g.table = t
 	cut := 0
 	for f := range g.flows {
-		if t.refuses(f.host, f.port) != "" {
+		if !f.cut && t.refuses(f.host, f.port) != "" {
 			f.cancel(errForbidden)
+			f.cut = true
 			cut++
 		}
 	}
@@ -380,7 +382,7 @@ func (g *Gate) admit(parent context.Context, host bottle.Host, port int) (ctx co
 		return nil, nil, why
 	}
 	ctx, cancel := context.WithCancelCause(parent)
-	f := &flow{host, port, cancel}
+	f := &flow{host: host, port: port, cancel: cancel}
 	g.flows[f] = struct{}{}
 	g.running.Add(1)
 	return ctx, func() {

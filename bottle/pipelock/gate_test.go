@@ -54,7 +54,7 @@ func (s *scripted) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr,
 
 // A running gate, with what the test needs to steer it.
 type running struct {
-	t      *testing.T
+	t      testing.TB
 	addr   string
 	config string
 	status string
@@ -82,7 +82,7 @@ func (s *syncBuffer) String() string {
 
 var loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 
-func start(t *testing.T, change func(*pipelock.GateConfig), allow ...bottle.AllowEntry) *running {
+func start(t testing.TB, change func(*pipelock.GateConfig), allow ...bottle.AllowEntry) *running {
 	t.Helper()
 	dir := t.TempDir()
 	r := &running{
@@ -115,7 +115,7 @@ func start(t *testing.T, change func(*pipelock.GateConfig), allow ...bottle.Allo
 	return r
 }
 
-func sealed(t *testing.T, allow ...bottle.AllowEntry) []byte {
+func sealed(t testing.TB, allow ...bottle.AllowEntry) []byte {
 	t.Helper()
 	doc, err := pipelock.New(allow)
 	if err != nil {

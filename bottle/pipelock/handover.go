@@ -96,7 +96,7 @@ func control(c syscall.Conn, f func(fd int) error) error {
 		return err
 	}
 	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil { //nolint:gosec // G115: a descriptor
+	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
 		return err
 	}
 	return inner
@@ -112,7 +112,7 @@ func sendMessage(c *net.UnixConn, b, oob []byte) error {
 	var sent error
 	err = raw.Write(func(fd uintptr) bool {
 		for {
-			sent = unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) //nolint:gosec // G115: a descriptor
+			sent = unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 			if !errors.Is(sent, unix.EINTR) {
 				return !errors.Is(sent, unix.EAGAIN)
 			}
