@@ -13,6 +13,7 @@ import (
 	"net/http/httputil"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,7 @@ const (
 	resolveTimeout = 10 * time.Second
 	dialTimeout    = 10 * time.Second // for all addresses of a name together
 	idleTimeout    = 90 * time.Second // of kept connections, on both sides
+	tidyEvery      = 5 * time.Second  // see tidier
 	maxHeader      = 64 << 10
 	maxFlows       = 16 << 10 // tunnels and plain requests at once
 	drainTimeout   = 800 * time.Millisecond
@@ -85,6 +87,7 @@ type Gate struct {
 	handing chan struct{} // closed once tunnels are to be handed over
 	sending chan struct{} // holds a value while one is
 	held    atomic.Int64  // connections of clients that are open here
+	ended   atomic.Uint64 // those that were
 	stirred chan struct{} // has a value when held changed
 
 	status   bottle.DaemonStatus // Run's goroutine alone
@@ -247,6 +250,9 @@ func (g *Gate) Run(ctx context.Context) error {
 	defer g.closePair()
 	g.report()
 
+	tidy := time.NewTicker(tidyEvery)
+	defer tidy.Stop()
+	var tidied tidier
 	var handing bool
 	var stirred <-chan struct{} // nil until it matters
 	for {
@@ -283,12 +289,30 @@ func (g *Gate) Run(ctx context.Context) error {
 				g.log.Info("another gate took over: tunnels are handed to it", "open", g.held.Load())
 				close(g.handing)
 			}
+		case <-tidy.C:
+			tidied.tidy(g.ended.Load())
 		case <-stirred:
 			if (g.held.Load() == 0) != (g.status.Counters["open"] == 0) {
 				g.report()
 			}
 		}
 	}
+}
+
+// A tidier gives back the pipes through which tunnels were spliced. The Go runtime keeps them
+// in a sync.Pool and closes them when they are collected, which takes two collections; and
+// with the little garbage of a gate one comes every two minutes, by when a burst of
+// tunnels may have left thousands of descriptors.
+type tidier struct {
+	seen  uint64 // flows that had ended
+	again bool
+}
+
+func (t *tidier) tidy(ended uint64) {
+	if ended != t.seen || t.again {
+		runtime.GC()
+	}
+	t.seen, t.again = ended, ended != t.seen
 }
 
 func (g *Gate) closePair() {

@@ -160,6 +160,7 @@ func (g *Gate) hold() {
 
 func (g *Gate) release() {
 	g.held.Add(-1)
+	g.ended.Add(1)
 	g.stir()
 }
 
