@@ -128,6 +128,9 @@ func (a *Applier) confirm(ctx context.Context, file string, rev bottle.Hash, sig
 			}
 			return fmt.Errorf("%s: %s did not say within %s that %s is in force%s: %w", file, daemonOf(file), a.cfg.ConfirmTimeout, rev.Short(), a.lastWord(file), bottle.ErrUnconfirmed)
 		case <-resignal.C:
+			if strict && a.initIsMute() {
+				continue // it may be about to start, when a signal would kill it
+			}
 			if sig == bottle.SignalReplacePipelock && a.child(daemonOf(file)).PID != replaced {
 				continue // it was, and another replacement would only make another process
 			}

@@ -55,6 +55,8 @@ func (r *reaper) startThread(stop <-chan struct{}) {
 	runtime.LockOSThread()
 	// Of this thread and so of its children. Without the right to, they see to it, or fail.
 	_ = emptyBoundingSet(unix.Prctl)
+	// The host started init with its signals blocked; the daemons are not to inherit that.
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, nil)
 	for {
 		select {
 		case f := <-r.starts:

@@ -90,13 +90,13 @@ func (s *Supervisor) giveUp(d *daemon) {
 	s.refuse(d, why)
 }
 
-// dropNext ends the instance that was to take over. If egress was pointed at it, it may have
-// connections, and drains.
+// dropNext ends the instance that was to take over. Once it served it may have connections: egress was
+// pointed at it, or it took over a tunnel of one that drains. Then it drains in turn.
 func (s *Supervisor) dropNext(d *daemon) {
 	n := d.next
 	d.next = nil
 	n.giveUpAt = time.Time{}
-	if !n.pointed {
+	if !n.pointed && n.serving.IsZero() {
 		n.expected = true
 		s.kill(n)
 		s.ending = append(s.ending, n)

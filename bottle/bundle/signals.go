@@ -22,7 +22,8 @@ type Signals struct {
 }
 
 // Notify takes the signals over. It must be the first thing in main: a signal that comes
-// before it kills the process, or as PID 1 is swallowed by the kernel.
+// before it ends the process, PID 1 too: the Go runtime has handlers from its start. The host therefore
+// starts init with these signals blocked, and Notify unblocks them.
 func Notify() *Signals {
 	s := &Signals{}
 	for _, n := range []struct {

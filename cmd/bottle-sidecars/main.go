@@ -28,7 +28,7 @@ const (
 )
 
 func main() {
-	// Before all else: until it is called, a signal kills init (or, to PID 1, is lost). Only for
+	// Before all else: until it is called, a signal ends init, as PID 1 too. Only for
 	// init: the launcher must not swallow a TERM that is meant for what it becomes.
 	var signals *bundle.Signals
 	if len(os.Args) > 1 && os.Args[1] == "init" {
