@@ -6,7 +6,8 @@
 // mcp-go's HandleMessage. Both eras of the protocol are served:
 // 2026-07-28, which is stateless, and the older ones, which begin with initialize. mcp-go's
 // own transports are not used: its stdio session is one global, so that progress reaches the
-// wrong client, and its HTTP transport loses streams when the server is replaced.
+// wrong client, and its HTTP transport loses streams when the server is replaced. For a client
+// that keeps tasks (SEP-2663) a pending request is one.
 //
 // The trust boundary: everything that comes over the socket was written by an agent that may
 // have been talked into anything. So lines, calls in flight, connections and waiting times

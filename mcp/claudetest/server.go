@@ -1,6 +1,7 @@
 package claudetest
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,10 +24,9 @@ type Server struct {
 
 	mu       sync.Mutex
 	script   []Step // those that are left
-	messages int    // so far, for their ids
 	requests []Request
-	changed  chan struct{} // closed at each request
-	err      error         // the first
+	changed  chan struct{} // closed at each request and fault
+	err      error         // all faults
 }
 
 // New starts a server on a port of the loopback's. The caller closes it.
@@ -47,7 +47,7 @@ func (s *Server) Close() { s.http.Close() }
 // URL is what ANTHROPIC_BASE_URL is to be.
 func (s *Server) URL() string { return s.http.URL }
 
-// Left returns the steps that were not taken, and the first error that a request met with.
+// Left returns the steps that were not taken, and the faults of requests and steps.
 func (s *Server) Left() ([]Step, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -61,21 +61,46 @@ func (s *Server) Requests() ([]Request, <-chan struct{}) {
 	return append([]Request(nil), s.requests...), s.changed
 }
 
+// Await returns when at most left steps are left. Its error tells what came instead.
+func (s *Server) Await(ctx context.Context, left int) error {
+	for {
+		s.mu.Lock()
+		script, changed, err := s.script, s.changed, s.err
+		last := "nothing"
+		if n := len(s.requests); n > 0 {
+			last = s.requests[n-1].Last
+		}
+		s.mu.Unlock()
+		if len(script) <= left || err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("claudetest: %d steps are left, the next on %q: %w; what came last is %q", len(script), script[0].On, ctx.Err(), clip(last))
+		}
+	}
+}
+
 // next takes the request down, and the step that it calls for off the script.
 func (s *Server) next(r Request) (step Step, id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests = append(s.requests, r)
-	close(s.changed)
-	s.changed = make(chan struct{})
-	s.messages++
-	id = fmt.Sprintf("msg_%d", s.messages)
+	s.wake()
+	id = fmt.Sprintf("msg_%d", len(s.requests))
 	if len(r.Tools) == 0 || len(s.script) == 0 || !strings.Contains(r.Last, s.script[0].On) {
 		return Step{Say: idle}, id
 	}
 	step = s.script[0]
 	s.script = s.script[1:]
 	return step, id
+}
+
+// wake tells all who wait that something has changed. It is called with the lock held.
+func (s *Server) wake() {
+	close(s.changed)
+	s.changed = make(chan struct{})
 }
 
 func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
@@ -104,6 +129,7 @@ func (s *Server) serve(w http.ResponseWriter, req *http.Request) {
 func (s *Server) fail(w http.ResponseWriter, err error) {
 	s.mu.Lock()
 	s.err = errors.Join(s.err, err)
+	s.wake()
 	s.mu.Unlock()
 	http.Error(w, err.Error(), http.StatusBadRequest)
 }

@@ -2,6 +2,7 @@ package claudetest_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"net/http"
 	"os"
@@ -71,6 +72,9 @@ func TestAStepIsStreamed(t *testing.T) {
 	if left, err := s.Left(); len(left) != 0 || err != nil {
 		t.Errorf("left %v, %v", left, err)
 	}
+	if err := s.Await(t.Context(), 0); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestWhatFitsNoStepChangesNothing(t *testing.T) {
@@ -88,6 +92,11 @@ func TestWhatFitsNoStepChangesNothing(t *testing.T) {
 	}
 	if left, err := s.Left(); len(left) != 1 || err != nil {
 		t.Errorf("left %v, %v", left, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Await(ctx, 0); err == nil || !strings.Contains(err.Error(), `the next on "an old word"`) || !strings.Contains(err.Error(), `"go on\nnow"`) {
+		t.Errorf("await: %v", err)
 	}
 }
 
