@@ -12,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
 )
 
 // A Terminal is an interactive session: a program on a terminal of its own, and what it wrote.
@@ -52,10 +53,10 @@ func (t *Terminal) read() {
 	}
 }
 
-// Close kills the program, and waits for it.
+// Close kills the program with all of its process group, and waits until nobody has the terminal.
 func (t *Terminal) Close() {
-	_ = t.cmd.Process.Kill()
-	_ = t.cmd.Wait() // killed, or it had ended
+	_ = unix.Kill(-t.cmd.Process.Pid, unix.SIGKILL) // Start made it the leader of a session
+	_ = t.cmd.Wait()                                // killed, or it had ended
 	_ = t.tty.Close()
 	<-t.done
 }

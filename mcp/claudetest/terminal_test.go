@@ -40,3 +40,20 @@ func TestTerminalOfNoProgram(t *testing.T) {
 		t.Error("it started")
 	}
 }
+
+// A program's children may hold on to the terminal.
+func TestTerminalClosesWithChildren(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	term, err := claudetest.Start(exec.CommandContext(ctx, "sh", "-c", `trap '' HUP; sleep 60 & echo ready; wait`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := term.Await(ctx, 0, "ready"); err != nil {
+		t.Fatal(err)
+	}
+	term.Close()
+	if ctx.Err() != nil {
+		t.Error("it took until the time was up")
+	}
+}
