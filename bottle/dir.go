@@ -22,7 +22,7 @@ const maxSunPath = 108
 //	queue/requests/  queue/cancels/    bundle writes, host reads
 //	decisions/       host writes, bundle reads
 //	status/          bundle writes, host reads
-//	run/agent/       mcp.sock, all that the agent sees of this tree
+//	run/agent/       mcp.sock proxy.sock, all that the agent sees of this tree
 //	run/bundle/      private to the bundle: egress' key socket, and for each daemon a directory that
 //	                 it alone reads, with its verified config
 //	records/  journal/  kept/  audit.jsonl  audit.head  lock  keeper.lock   host alone
@@ -36,7 +36,7 @@ func NewDir(root string) (*Dir, error) {
 		return nil, fmt.Errorf("state directory %q: not an absolute path: %w", root, ErrInvalid)
 	}
 	d := &Dir{root: filepath.Clean(root)}
-	for _, sock := range []string{d.MCPSocket(), d.KeySocket()} {
+	for _, sock := range []string{d.MCPSocket(), d.ProxySocket(), d.KeySocket()} {
 		if len(sock) >= maxSunPath {
 			return nil, fmt.Errorf("socket path %s is %d bytes, but a unix socket's path has at most %d: use a shorter state directory (--state-dir or BOTTLE_STATE_DIR) or bottle name: %w",
 				sock, len(sock), maxSunPath-1, ErrInvalid)
@@ -119,8 +119,14 @@ func (d *Dir) Audit() string { return d.Path("audit.jsonl") }
 // AuditHead names the last line of the trail, so that a cut shows.
 func (d *Dir) AuditHead() string { return d.Path("audit.head") }
 
-// MCPSocket is the one thing of this tree that the agent sees.
+// AgentSockets is the directory of the sockets that the agent sees, and all that it sees of this tree.
+func (d *Dir) AgentSockets() string { return d.Path("run", "agent") }
+
+// MCPSocket is where supervise serves the agent.
 func (d *Dir) MCPSocket() string { return d.Path("run", "agent", "mcp.sock") }
+
+// ProxySocket is where egress serves an agent whose sandbox has no network.
+func (d *Dir) ProxySocket() string { return d.Path("run", "agent", "proxy.sock") }
 
 // KeySocket is where the keeper hands tokens to egress.
 func (d *Dir) KeySocket() string { return d.Path("run", "bundle", "egress-keys.sock") }

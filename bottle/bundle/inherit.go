@@ -19,13 +19,14 @@ import (
 // The first is 3, as sd_listen_fds(3) has it, of which this is a subset: init can't know the pid before the
 // start, so LISTEN_PID is set by the launcher alone.
 const (
-	FDProxy    = "proxy"    // egress: the agent's proxy
-	FDKeys     = "keys"     // egress: where the keeper hands tokens over
-	FDMCP      = "mcp"      // supervise: the agent's MCP socket
-	FDGate     = "gate"     // pipelock: one of its loopback ports
-	FDHandover = "handover" // pipelock: one end of a socket pair that all of a bundle's share
-	FDAdopt    = "adopt"    // pipelock: the other end
-	fdReport   = "report"   // all: where the status goes
+	FDProxy     = "proxy"     // egress: the agent's proxy
+	FDProxyUnix = "proxyunix" // egress: the same, for a sandbox without a network
+	FDKeys      = "keys"      // egress: where the keeper hands tokens over
+	FDMCP       = "mcp"       // supervise: the agent's MCP socket
+	FDGate      = "gate"      // pipelock: one of its loopback ports
+	FDHandover  = "handover"  // pipelock: one end of a socket pair that all of a bundle's share
+	FDAdopt     = "adopt"     // pipelock: the other end
+	fdReport    = "report"    // all: where the status goes
 )
 
 const (

@@ -132,7 +132,7 @@ func (s *Supervisor) inherited(i *instance) []named {
 	of := func(name string, fd int) named { return named{name, uintptr(fd)} } //nolint:gosec // G115: an open descriptor
 	switch i.d.name {
 	case bottle.DaemonEgress:
-		return []named{of(FDProxy, s.proxy.fd), of(FDKeys, s.keys.fd)}
+		return []named{of(FDProxy, s.proxy.fd), of(FDProxyUnix, s.inside.fd), of(FDKeys, s.keys.fd)}
 	case bottle.DaemonSupervise:
 		return []named{of(FDMCP, s.mcp.fd)}
 	case bottle.DaemonPipelock:

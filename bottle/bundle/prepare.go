@@ -14,11 +14,11 @@ import (
 	"bottle/bottle"
 )
 
-// The modes of the sockets, as umasks: the agent's is for the owner and the group, the keeper's
+// The modes of the sockets, as umasks: those of the agent's are for the owner and the group, the keeper's
 // for the owner alone.
 const (
-	umaskMCP  = 0o117
-	umaskKeys = 0o177
+	umaskAgent = 0o117
+	umaskKeys  = 0o177
 )
 
 // prepare reads what the host wrote, clears what an earlier init left (its published files, which the
@@ -99,12 +99,15 @@ func (s *Supervisor) openSockets(ctx context.Context, names []string) (err error
 			return err
 		}
 		s.bundle.Egress = s.proxy.addr
+		if s.inside, err = listenUnix(ctx, s.cfg.Dir.ProxySocket(), umaskAgent); err != nil {
+			return fmt.Errorf("proxy socket: %w", err)
+		}
 		if s.keys, err = listenUnix(ctx, s.cfg.Dir.KeySocket(), umaskKeys); err != nil {
 			return fmt.Errorf("key socket: %w", err)
 		}
 	}
 	if slices.Contains(names, bottle.DaemonSupervise) {
-		if s.mcp, err = listenUnix(ctx, s.cfg.Dir.MCPSocket(), umaskMCP); err != nil {
+		if s.mcp, err = listenUnix(ctx, s.cfg.Dir.MCPSocket(), umaskAgent); err != nil {
 			return fmt.Errorf("MCP socket: %w", err)
 		}
 	}
@@ -118,7 +121,7 @@ func (s *Supervisor) closeSockets() {
 		_ = unix.Close(s.pair[0])
 		_ = unix.Close(s.pair[1])
 	}
-	for _, sock := range []*socket{s.proxy, s.keys, s.mcp} {
+	for _, sock := range []*socket{s.proxy, s.inside, s.keys, s.mcp} {
 		if sock == nil {
 			continue
 		}

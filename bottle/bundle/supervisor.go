@@ -40,12 +40,12 @@ type Supervisor struct {
 	started time.Time
 
 	// What daemons are started with, and egress is pointed at.
-	proxy, keys, mcp *socket
-	slots            []*slot
-	pair             [2]int // by which our pipelocks hand tunnels over
-	hop              string
-	ending           []*instance // what was taken over from or dropped, and is on its way out
-	lookAt           time.Time   // not before, at who is connected to an old pipelock
+	proxy, inside, keys, mcp *socket // inside: the proxy's, for a sandbox without a network
+	slots                    []*slot
+	pair                     [2]int // by which our pipelocks hand tunnels over
+	hop                      string
+	ending                   []*instance // what was taken over from or dropped, and is on its way out
+	lookAt                   time.Time   // not before, at who is connected to an old pipelock
 
 	// What a pass will do once its file has verified.
 	forward map[*daemon]bool

@@ -19,6 +19,10 @@ type Config struct {
 	Report func(bottle.DaemonStatus) error
 	// Listener, required, is the proxy's socket, a [net.TCPListener].
 	Listener net.Listener
+	// UnixListener is a second socket of the proxy's, a [net.UnixListener], for a sandbox that has
+	// no network; what it carries is framed, see [proxysock]. Nil means none. Its socket file
+	// is left where it is.
+	UnixListener net.Listener
 	// KeyListener, required, is the socket by which the keeper hands tokens over, a
 	// [net.UnixListener]. Its socket file is left where it is.
 	KeyListener net.Listener
@@ -66,15 +70,22 @@ func (c *Config) check() error {
 	return nil
 }
 
-// sockets returns the two sockets as what they must be.
-func (c *Config) sockets() (proxy *net.TCPListener, keys *net.UnixListener, err error) {
+// sockets returns the sockets as what they must be; inside may be nil.
+func (c *Config) sockets() (proxy *net.TCPListener, inside, keys *net.UnixListener, err error) {
 	proxy, ok := c.Listener.(*net.TCPListener)
 	if !ok {
-		return nil, nil, fmt.Errorf("egress: Config.Listener is a %T; give a TCP one: %w", c.Listener, bottle.ErrInvalid)
+		return nil, nil, nil, fmt.Errorf("egress: Config.Listener is a %T; give a TCP one: %w", c.Listener, bottle.ErrInvalid)
 	}
 	keys, ok = c.KeyListener.(*net.UnixListener)
 	if !ok {
-		return nil, nil, fmt.Errorf("egress: Config.KeyListener is a %T; give one of a unix socket: %w", c.KeyListener, bottle.ErrInvalid)
+		return nil, nil, nil, fmt.Errorf("egress: Config.KeyListener is a %T; give one of a unix socket: %w", c.KeyListener, bottle.ErrInvalid)
 	}
-	return proxy, keys, nil
+	if c.UnixListener == nil {
+		return proxy, nil, keys, nil
+	}
+	if inside, ok = c.UnixListener.(*net.UnixListener); !ok {
+		return nil, nil, nil, fmt.Errorf("egress: Config.UnixListener is a %T; give one of a unix socket: %w", c.UnixListener, bottle.ErrInvalid)
+	}
+	inside.SetUnlinkOnClose(false)
+	return proxy, inside, keys, nil
 }

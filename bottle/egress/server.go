@@ -48,7 +48,9 @@ type Server struct {
 	up      *upstreams
 	proxy   *httputil.ReverseProxy
 
+	crowd     *crowd
 	listener  *listener
+	inside    *listener // by which a sandbox without a network comes; nil if there is none
 	keySocket *net.UnixListener
 	tunnels   *queue
 	handlers  sync.WaitGroup // connections and handlers
@@ -61,10 +63,11 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	proxy, keys, err := cfg.sockets()
+	proxy, inside, keys, err := cfg.sockets()
 	if err != nil {
 		return nil, err
 	}
+	crowd := newCrowd()
 	hopAddr, err := readHop(cfg.HopFile)
 	if err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
@@ -73,7 +76,10 @@ func New(cfg Config) (*Server, error) {
 		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
 		chatter: slog.New(throttle.New(cfg.Logger.Handler())), handover: slog.New(throttle.New(cfg.Logger.Handler())),
 		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: newHop(hopAddr, cfg.GateSecret),
-		listener: newListener(proxy), keySocket: keys,
+		crowd: crowd, listener: &listener{proxy, crowd}, keySocket: keys,
+	}
+	if inside != nil {
+		s.inside = &listener{inside, crowd}
 	}
 	if s.now == nil {
 		s.now = time.Now
@@ -108,7 +114,7 @@ func New(cfg Config) (*Server, error) {
 // everything that it started. What the sockets have in their backlogs stays there, for whoever
 // else holds them. It returns nil for an end by ctx.
 func (s *Server) Run(ctx context.Context) error {
-	s.keySocket.SetUnlinkOnClose(false) // the socket outlives this process
+	s.keySocket.SetUnlinkOnClose(false) // the socket outlives this process, and so does the agent's
 	s.tunnels = newQueue(s.listener.Addr())
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -116,6 +122,9 @@ func (s *Server) Run(ctx context.Context) error {
 	outer := s.server(ctx, s.servePlain)
 	inner := s.server(ctx, s.serveTunnelled)
 	group.Go(func() error { return served(outer.Serve(&watched{s.listener, s})) })
+	if s.inside != nil {
+		group.Go(func() error { return served(outer.Serve(&watched{s.inside, s})) })
+	}
 	group.Go(func() error { return served(inner.Serve(s.tunnels)) })
 	group.Go(func() error {
 		return s.serveKeys(s.keySocket, func() {
@@ -139,7 +148,11 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error {
 		<-ctx.Done()
 		_ = s.keySocket.Close()
-		s.listener.closeAll()
+		_ = s.listener.Close()
+		if s.inside != nil {
+			_ = s.inside.Close()
+		}
+		s.crowd.closeAll()
 		_ = s.tunnels.Close()
 		_ = outer.Close()
 		_ = inner.Close()

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// A halfCloser is a TCP connection, in some wrapping.
+// A halfCloser is a connection of which one direction can be ended, in some wrapping.
 type halfCloser interface {
 	net.Conn
 	CloseWrite() error

@@ -43,7 +43,7 @@ func (s *Server) report(v verdict) {
 	for c := range counters {
 		st.Counters[c.String()] = s.counts[c].Load()
 	}
-	st.Counters["connections"] = uint64(s.listener.len()) //nolint:gosec // G115: a length
+	st.Counters["connections"] = uint64(s.crowd.len()) //nolint:gosec // G115: a length
 	if v.hop != nil {
 		st.Error = v.hop.Error()
 	}

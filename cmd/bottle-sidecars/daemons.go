@@ -16,26 +16,31 @@ func runEgress(ctx context.Context, d *bundle.Daemon) error {
 	if err != nil {
 		return err
 	}
+	inside, err := d.Listener(bundle.FDProxyUnix)
+	if err != nil {
+		return err
+	}
 	keys, err := d.Listener(bundle.FDKeys)
 	if err != nil {
 		return err
 	}
 	s, err := egress.New(egress.Config{
-		Routes:      d.Dir.Live(bottle.RoutesFile),
-		Report:      d.Report,
-		SpentPath:   d.Dir.SpentFile(),
-		CACert:      d.Dir.CACert(),
-		CAKey:       d.Dir.CAKey(),
-		KeyListener: keys,
-		Name:        d.Config.Name,
-		Listener:    proxy,
-		Secret:      d.Config.ProxySecret,
-		HopFile:     d.Dir.HopFile(),
-		GateSecret:  d.Config.GateSecret,
-		UpstreamCA:  []byte(d.Config.UpstreamCA),
-		Credentials: d.Config.Credentials,
-		Reload:      d.Reload,
-		Logger:      d.Logger,
+		Routes:       d.Dir.Live(bottle.RoutesFile),
+		Report:       d.Report,
+		SpentPath:    d.Dir.SpentFile(),
+		CACert:       d.Dir.CACert(),
+		CAKey:        d.Dir.CAKey(),
+		KeyListener:  keys,
+		Name:         d.Config.Name,
+		Listener:     proxy,
+		UnixListener: inside,
+		Secret:       d.Config.ProxySecret,
+		HopFile:      d.Dir.HopFile(),
+		GateSecret:   d.Config.GateSecret,
+		UpstreamCA:   []byte(d.Config.UpstreamCA),
+		Credentials:  d.Config.Credentials,
+		Reload:       d.Reload,
+		Logger:       d.Logger,
 	})
 	if err != nil {
 		return err
