@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -97,7 +99,7 @@ func daemonMain(name, root string) int {
 	}
 	fmt.Fprintln(os.Stderr, "env", strings.Join(os.Environ(), " "))
 	conns := make(chan int) // how many more
-	if err := answer(in, name, conns); err != nil {
+	if err := answer(in, root, name, conns); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -137,10 +139,17 @@ func daemonMain(name, root string) int {
 }
 
 // answer serves on the socket of the daemon: each line of a client is given back after the pid.
-func answer(in *bundle.Inheritance, name string, conns chan<- int) error {
+func answer(in *bundle.Inheritance, root, name string, conns chan<- int) error {
 	l, err := in.Listener(map[string]string{bottle.DaemonEgress: bundle.FDProxy, bottle.DaemonSupervise: bundle.FDMCP, bottle.DaemonPipelock: bundle.FDGate}[name])
 	if err != nil {
 		return err
+	}
+	if mode, _ := os.ReadFile(filepath.Join(root, "behave", name)); string(mode) == "shutdown" {
+		raw, err := l.(syscall.Conn).SyscallConn() //nolint:errcheck // every listener of package net is one
+		if err != nil {
+			return err
+		}
+		return raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	}
 	go func() { // ends with the process
 		for {

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -80,7 +81,12 @@ func (s *Supervisor) launch(d *daemon, at *slot) (*instance, error) {
 		}
 		defer report.Close()
 		reports = r
-		more := append(s.inherited(i), named{fdReport, report.Fd()})
+		more, err := s.inherited(context.Background(), i)
+		if err != nil {
+			_ = r.Close()
+			return nil, err
+		}
+		more = append(more, named{fdReport, report.Fd()})
 		names := make([]string, len(more))
 		for n, m := range more {
 			files, names[n] = append(files, m.fd), m.name
@@ -127,18 +133,32 @@ type named struct {
 	fd   uintptr
 }
 
-// inherited are the sockets that an instance is started with.
-func (s *Supervisor) inherited(i *instance) []named {
-	of := func(name string, fd int) named { return named{name, uintptr(fd)} } //nolint:gosec // G115: an open descriptor
+// inherited are the sockets that an instance is started with. One that a hijacked predecessor
+// shut down is made anew.
+func (s *Supervisor) inherited(ctx context.Context, i *instance) ([]named, error) {
+	type held struct {
+		name string
+		sock *socket
+	}
+	var sockets []held
+	var more []named
 	switch i.d.name {
 	case bottle.DaemonEgress:
-		return []named{of(FDProxy, s.proxy.fd), of(FDProxyUnix, s.inside.fd), of(FDKeys, s.keys.fd)}
+		sockets = []held{{FDProxy, s.proxy}, {FDProxyUnix, s.inside}, {FDKeys, s.keys}}
 	case bottle.DaemonSupervise:
-		return []named{of(FDMCP, s.mcp.fd)}
+		sockets = []held{{FDMCP, s.mcp}}
 	case bottle.DaemonPipelock:
-		return []named{of(FDGate, i.slot.socket.fd), of(FDHandover, s.pair[0]), of(FDAdopt, s.pair[1])}
+		sockets = []held{{FDGate, i.slot.socket}}
+		more = []named{{FDHandover, uintptr(s.pair[0])}, {FDAdopt, uintptr(s.pair[1])}} //nolint:gosec // G115: open descriptors
 	}
-	return nil
+	var out []named
+	for _, h := range sockets {
+		if err := h.sock.revive(ctx); err != nil {
+			return nil, err
+		}
+		out = append(out, named{h.name, uintptr(h.sock.fd)}) //nolint:gosec // G115: an open descriptor
+	}
+	return append(out, more...), nil
 }
 
 // signalPending sends what is due to an instance that has handlers; before, a signal would kill

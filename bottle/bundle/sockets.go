@@ -19,6 +19,7 @@ import (
 const (
 	takeOverFor   = 2 * time.Second
 	takeOverEvery = 10 * time.Millisecond
+	maxFlush      = 10000 // connections at a time: whoever makes more must not hold init up
 )
 
 // A socket is one that init listens on for its daemons. It stays open when they end, so a
@@ -27,6 +28,24 @@ const (
 type socket struct {
 	addr string // host:port, or a path
 	fd   int
+	open func(context.Context) (*socket, error) // makes it anew
+}
+
+// revive makes the socket anew if it does not listen any more. A daemon that was taken over can
+// see to that (shutdown(2) is about the socket, not about its descriptor), and its successors
+// must not have to bear it.
+func (s *socket) revive(ctx context.Context) error {
+	poll := []unix.PollFd{{Fd: int32(s.fd)}} //nolint:gosec // G115: an open descriptor
+	if _, err := unix.Poll(poll, 0); err == nil && poll[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) == 0 {
+		return nil
+	}
+	again, err := s.open(ctx)
+	if err != nil {
+		return fmt.Errorf("listen on %s again: %w", s.addr, err)
+	}
+	s.close()
+	s.fd = again.fd
+	return nil
 }
 
 func (s *socket) close() { _ = unix.Close(s.fd) }
@@ -70,7 +89,7 @@ func patiently(ctx context.Context, try func() (*socket, error)) (*socket, error
 func listenTCP(ctx context.Context, field, addr string) (*socket, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // Landlock's port rules know TCP alone
-	return patiently(ctx, func() (*socket, error) {
+	s, err := patiently(ctx, func() (*socket, error) {
 		l, err := lc.Listen(ctx, "tcp", addr)
 		if err != nil {
 			return nil, fmt.Errorf("%s: listen on %s: %w; free the port, or set another", field, addr, err)
@@ -85,6 +104,11 @@ func listenTCP(ctx context.Context, field, addr string) (*socket, error) {
 		}
 		return bare(l, raw)
 	})
+	if err != nil {
+		return nil, err
+	}
+	s.open = func(ctx context.Context) (*socket, error) { return listenTCP(ctx, field, s.addr) }
+	return s, nil
 }
 
 // listenUnix makes the socket at path. A stale one, which refuses connections, is replaced; one
@@ -93,7 +117,7 @@ func listenTCP(ctx context.Context, field, addr string) (*socket, error) {
 // The mode comes from the umask and not from a chmod afterwards, which would leave a moment
 // in which anybody may connect. So nothing else in the process may make files meanwhile.
 func listenUnix(ctx context.Context, path string, umask int) (*socket, error) {
-	return patiently(ctx, func() (*socket, error) {
+	s, err := patiently(ctx, func() (*socket, error) {
 		if err := removeStale(ctx, path); err != nil {
 			return nil, err
 		}
@@ -114,6 +138,11 @@ func listenUnix(ctx context.Context, path string, umask int) (*socket, error) {
 		}
 		return bare(l, raw)
 	})
+	if err != nil {
+		return nil, err
+	}
+	s.open = func(ctx context.Context) (*socket, error) { return listenUnix(ctx, path, umask) }
+	return s, nil
 }
 
 func removeStale(ctx context.Context, path string) error {
@@ -140,8 +169,13 @@ func removeStale(ctx context.Context, path string) error {
 // flush ends the connections that wait in the backlog of a socket that nobody will accept
 // from any more: whoever made them is told now, and tries again elsewhere.
 func (s *socket) flush() {
-	for {
-		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC) // the socket does not block
+	// The flag is the socket's and not the descriptor's, so a daemon that was taken over can
+	// clear it, and have init wait here.
+	if unix.SetNonblock(s.fd, true) != nil {
+		return
+	}
+	for range maxFlush {
+		fd, _, err := unix.Accept4(s.fd, unix.SOCK_CLOEXEC)
 		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED) {
 			continue
 		}
