@@ -91,13 +91,27 @@ type Metadata struct {
 	StartedAt time.Time `json:"started_at"`
 	StoppedAt time.Time `json:"stopped_at,omitzero"`
 	Manifest  string    `json:"manifest,omitempty"` // the operator's own file
+	// Unconfined: the operator started the agent without a sandbox (local backend).
+	Unconfined bool `json:"unconfined,omitempty"`
 	// Init is the bundle's PID 1 on the local backend, named by the host that started it
 	// and never by the bundle, since the host signals it.
 	Init ProcessID `json:"init,omitzero"`
+	// Docker is what the docker backend made, named by the engine that made it.
+	Docker *DockerIDs `json:"docker,omitempty"`
 	// Keeper is the process of bottle keep.
 	Keeper ProcessID `json:"keeper,omitzero"`
 	// NextShort is the number of the next short ID.
 	NextShort int `json:"next_short"`
+}
+
+// DockerIDs are the engine's own names of what one start of a bottle made. The host signals
+// and inspects these, and never what a label, a name or status/ points to.
+type DockerIDs struct {
+	Project  string   `json:"project"`  // of docker compose
+	Sidecars string   `json:"sidecars"` // container ID
+	Agent    string   `json:"agent"`    // container ID
+	Networks []string `json:"networks"` // IDs
+	Volume   string   `json:"volume"`   // name
 }
 
 // A ProcessID names a process beyond reuse of its pid.
