@@ -88,7 +88,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return c, nil
 		}
 		// A fresh connection's send buffer takes this without waiting.
-		_ = c.agentConn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_ = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 		_, _ = io.WriteString(c.agentConn, overloaded)
 		_ = c.agentConn.Close()
 	}

@@ -135,7 +135,7 @@ func (c *Conn) end() error {
 	}
 	var sent error
 	err = raw.Control(func(fd uintptr) {
-		sent = unix.Sendto(int(fd), make([]byte, headSize), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil) //nolint:gosec // G115: an open descriptor
+		sent = unix.Sendto(int(fd), make([]byte, headSize), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
 	})
 	return errors.Join(err, sent, c.UnixConn.CloseWrite())
 }

@@ -1,5 +1,8 @@
 // Command bottle-mcp lets an MCP client that starts its servers and speaks to them on stdin
 // and stdout reach a bottle's MCP socket. It stays up while the bottle is restarted.
+//
+// "bottle-mcp sandbox" is another program in the same file, since this one is in every sandbox: the
+// first process of the local backend's.
 package main
 
 import (
@@ -19,6 +22,7 @@ import (
 const defaultSocket = "/run/bottle/mcp.sock"
 
 const usage = `usage: bottle-mcp [--socket PATH] [--wait DURATION]
+       bottle-mcp sandbox ... (for the local backend, which starts it)
 
 It bridges stdin and stdout to a bottle's MCP socket.
 
@@ -32,6 +36,9 @@ func main() {
 
 // run returns the exit code: 0 when stdin has ended, 1 on a failure, 2 on wrong usage.
 func run(args []string, stdin io.ReadCloser, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "sandbox" {
+		return runSandbox(args[1:], stderr)
+	}
 	flags := flag.NewFlagSet("bottle-mcp", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.Usage = func() { fmt.Fprint(stderr, usage) }
