@@ -44,6 +44,11 @@ test: ## run all tests with the race detector, after setting up what they need
 	@.ci/engine require
 	@code=0; CGO_ENABLED=1 go test -race -timeout $(TEST_TIMEOUT) $(PKGS) || code=$$?; .ci/engine report; exit $$code
 
+.PHONY: e2e
+e2e: ## run the real Claude Code in bottles, offline (needs node; npm installs it once)
+	@.ci/need curl node npm
+	@claude=$$(.ci/claude); BOTTLE_E2E_CLAUDE=$$claude go test -v -run '^TestClaudeCode$$' -timeout 10m -count 1 ./cmd/bottle
+
 .PHONY: lint
 lint: $(GOLANGCI) ## vet, lint, and check the format
 	go vet $(PKGS)
