@@ -191,11 +191,15 @@ func TestSandboxFiles(t *testing.T) {
 		{name: "the bridge", try: []string{"open to write", "/etc/bottle/bin/bottle-mcp"}},
 		{name: "what the kernel runs on a crash", try: []string{"open to write", "/proc/sys/kernel/core_pattern"}, without: []guard{guardProc}, root: true},
 	}
-	for _, p := range []string{os.Getenv("HOME"), "/home", "/root"} {
-		if st, err := os.Stat(p); err == nil && st.IsDir() && !within(d.work, p) {
-			inside := escape{name: "the home directories: " + p, try: []string{"read", filepath.Join(p, ".")}, want: ""}
-			escapes = append(escapes, inside)
+	for _, p := range []string{os.Getenv("HOME"), "/home"} {
+		if within(d.work, p) {
+			continue
 		}
+		e := escape{name: "the home directories: " + p, try: []string{"list", p}}
+		if seen, err := os.ReadDir(p); err == nil && len(seen) > 0 {
+			e.without = root
+		}
+		escapes = append(escapes, e)
 	}
 	if runtimeDir := os.Getenv("XDG_RUNTIME_DIR"); runtimeDir != "" {
 		path := listen(filepath.Join(runtimeDir, fmt.Sprintf("bottle-test-%d.sock", os.Getpid())))

@@ -36,10 +36,8 @@ func newLimiter(root string) limiter {
 	l := limiter{processes: os.Geteuid() != 0 && kernelSince(5, 14)}
 	own, err := ownCgroup(root)
 	if err == nil {
-		for dir := filepath.Dir(filepath.Join(root, own)); within(dir, root); dir = filepath.Dir(dir) {
-			if delegated(dir) {
-				return limiter{parent: dir}
-			}
+		if l.parent = nearestDelegated(root, own); l.parent != "" {
+			return limiter{parent: l.parent}
 		}
 		err = errors.New("no cgroup was delegated to this user")
 	}
@@ -68,6 +66,16 @@ func ownCgroup(root string) (string, error) {
 		}
 	}
 	return "", errors.New("this process is in no cgroup of version 2")
+}
+
+// nearestDelegated is a cgroup above own, which is below root, whose children can be bounded; or empty.
+func nearestDelegated(root, own string) string {
+	for dir := filepath.Dir(filepath.Join(root, own)); within(dir, root); dir = filepath.Dir(dir) {
+		if delegated(dir) {
+			return dir
+		}
+	}
+	return ""
 }
 
 func delegated(dir string) bool {
@@ -108,7 +116,7 @@ func (l limiter) newGroup(name string, memory int64, processes int) (*group, err
 	}
 	g := &group{path: path}
 	for file, value := range map[string]string{
-		"memory.max": strconv.FormatInt(memory, 10), "memory.swap.max": "0", "memory.oom.group": "0", "pids.max": strconv.Itoa(processes),
+		"memory.max": strconv.FormatInt(memory, 10), "memory.swap.max": "0", "pids.max": strconv.Itoa(processes),
 	} {
 		err := os.WriteFile(filepath.Join(path, file), []byte(value), 0o600)
 		if errors.Is(err, os.ErrNotExist) && file != "memory.max" && file != "pids.max" {

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"bottle/bottle"
 )
 
 // probes are what an agent might try. Each returns nil if it worked.
@@ -54,6 +57,18 @@ var probes = map[string]func(args []string) error{
 		}
 		_, err = f.Read(make([]byte, 1))
 		return err
+	},
+	"list": func(a []string) error { // what is not the agent's own
+		all, err := os.ReadDir(a[0])
+		if err != nil {
+			return err
+		}
+		for _, e := range all {
+			if filepath.Join(a[0], e.Name()) != sandboxHome {
+				return nil
+			}
+		}
+		return errors.New("nothing else there")
 	},
 	"open to write": func(a []string) error {
 		f, err := os.OpenFile(a[0], os.O_WRONLY, 0)
@@ -186,6 +201,18 @@ var probes = map[string]func(args []string) error{
 		if err == nil && n != 1<<20 {
 			err = errors.New(strconv.FormatInt(n, 10) + " bytes")
 		}
+		return err
+	},
+	"run an agent": func(a []string) error { // not in a sandbox: as bottle start does; state directory, workspace, bottle-mcp
+		dir, err := bottle.NewDir(a[0])
+		if err != nil {
+			return err
+		}
+		box, err := NewSandbox(context.Background(), SandboxConfig{Dir: dir, Workspace: a[1], MCP: a[2]})
+		if err != nil {
+			return err
+		}
+		_, err = box.RunAgent(context.Background(), Agent{Argv: []string{"sh", "-c", "touch ready; exec sleep 86397"}, In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
 		return err
 	},
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -95,7 +96,6 @@ func TestSandboxEnds(t *testing.T) {
 	d := newDen(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	ready := filepath.Join(d.work, "ready")
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		code, out, err := d.start(ctx, Agent{Argv: []string{"sh", "-c", "trap 'echo bye; exit 5' TERM; sleep 86398 & touch ready; while :; do sleep 0.01; done"}})
@@ -103,22 +103,45 @@ func TestSandboxEnds(t *testing.T) {
 			t.Errorf("%d %q %v", code, out, err)
 		}
 	})
-	for {
-		if _, err := os.Stat(ready); err == nil {
-			break
-		}
-		select {
-		case <-t.Context().Done():
-			t.Fatal("not ready")
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
+	d.until("the agent is ready", func() bool { _, err := os.Stat(filepath.Join(d.work, "ready")); return err == nil })
 	cancel()
 	wg.Wait()
+	if runs("86398") {
+		t.Error("left behind")
+	}
+}
+
+// Whoever started an agent and is killed leaves nothing of it.
+func TestSandboxDiesWithItsStarter(t *testing.T) {
+	d := newDen(t)
+	cmd := exec.CommandContext(t.Context(), filepath.Join(d.work, "probe"), probeArg, "run an agent", d.dir.Path(), d.work, d.box.mcp)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	d.until("the agent is ready", func() bool { _, err := os.Stat(filepath.Join(d.work, "ready")); return err == nil && runs("86397") })
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	d.until("all is gone", func() bool { return !runs("86397") })
+}
+
+// runs reports whether a process of this machine has that in its command line.
+func runs(what string) bool {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range all {
-		if b, _ := os.ReadFile(p); bytes.Contains(b, []byte("86398")) {
-			t.Errorf("left behind: %s", p)
+		if b, _ := os.ReadFile(p); bytes.Contains(b, []byte(what)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (d *den) until(what string, ok func() bool) {
+	d.t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(20 * time.Second); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			d.t.Fatalf("not in 20 s: %s", what)
 		}
 	}
 }
@@ -190,18 +213,11 @@ func TestSandboxTerminal(t *testing.T) {
 	})
 	sees := func(what string) {
 		t.Helper()
-		for end := time.Now().Add(20 * time.Second); ; {
+		d.until("the screen shows "+what, func() bool {
 			mu.Lock()
-			text := seen.String()
-			mu.Unlock()
-			if strings.Contains(text, what) {
-				return
-			}
-			if time.Now().After(end) {
-				t.Fatalf("the screen never showed %q, but %q", what, text)
-			}
-			<-time.After(5 * time.Millisecond)
-		}
+			defer mu.Unlock()
+			return strings.Contains(seen.String(), what)
+		})
 	}
 	play := func(box *Sandbox, argv ...string) <-chan int {
 		done := make(chan int, 1)
@@ -216,9 +232,15 @@ func TestSandboxTerminal(t *testing.T) {
 	}
 
 	// It is the agent's controlling terminal, as large as ours, which Ctrl-C and Ctrl-Z reach by.
-	done := play(d.box, "sh", "-c", `stty size; trap 'echo caught' INT; printf 'name? '; read x; echo "hello $x"; exit 3`)
+	done := play(d.box, "sh", "-c", `stty size; trap 'echo caught' INT; printf 'name? '; read x; echo "hello $x"; until stty size | grep '31 101'; do sleep 0.01; done; exit 3`)
 	sees("30 100")
 	sees("name? ")
+	if err := pty.Setsize(screen, &pty.Winsize{Rows: 31, Cols: 101}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(os.Getpid(), unix.SIGWINCH); err != nil { // as the kernel does for those whose controlling terminal it is
+		t.Fatal(err)
+	}
 	if _, err := screen.Write([]byte{26}); err != nil { // Ctrl-Z: there is no shell to continue it from
 		t.Fatal(err)
 	}
