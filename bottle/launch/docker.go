@@ -164,7 +164,8 @@ func (d *Docker) Signal(ctx context.Context, s bottle.Signal) error {
 	return d.explain(fmt.Sprintf("signal %v to the bundle", s), err)
 }
 
-// WaitReady waits until init says ready. If it ends instead, the error has its reason.
+// WaitReady waits until init says ready. If it ends instead, the error has its reason. By
+// then the agent's container must run too.
 func (d *Docker) WaitReady(ctx context.Context) (bottle.InitStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
@@ -176,7 +177,7 @@ func (d *Docker) WaitReady(ctx context.Context) (bottle.InitStatus, error) {
 		var st bottle.InitStatus
 		err := bottle.ReadJSON(d.dir.InitStatus(), 0, &st)
 		if err == nil && st.Ready {
-			return st, nil
+			return st, d.agentSleeps(ctx)
 		}
 		if why := refused(st); err == nil && why != "" {
 			return st, fmt.Errorf("the daemons wait for a file that was damaged or edited by hand (%s); bottle routes edit (or allowlist edit) --bottle %s shows the difference, and adopts or drops it", why, d.dir.Name())
@@ -220,4 +221,20 @@ func (d *Docker) ended(ctx context.Context, st bottle.InitStatus) error {
 		why = fmt.Sprintf("init ended with code %d", c.State.ExitCode)
 	}
 	return fmt.Errorf("the bundle did not come up: %s (its log: docker compose -p %s logs)", why, d.project())
+}
+
+// agentSleeps refuses an agent's container that has ended: it only sleeps, so its image can't.
+func (d *Docker) agentSleeps(ctx context.Context) error {
+	ids, err := d.ids()
+	if err != nil {
+		return err
+	}
+	c, err := d.cli.ContainerInspect(ctx, ids.Agent)
+	if err != nil {
+		return d.explain("inspect the agent's container", err)
+	}
+	if c.State == nil || c.State.Running {
+		return nil
+	}
+	return fmt.Errorf("the agent's container ended at once, with code %d: image %s must have the program sleep, for its processor (its log: docker compose -p %s logs)", c.State.ExitCode, c.Config.Image, d.project())
 }

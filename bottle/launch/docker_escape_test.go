@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,13 +62,13 @@ func TestDockerAgentsNetwork(t *testing.T) {
 	subnet := netip.MustParsePrefix(internal.IPAM.Config[0].Subnet)
 	outgoing := inspectNetwork(t, d, p.ids(t).Networks[1])
 	targets := map[string]string{
-		"the engine's bridge": upstream.String(), "the internal gateway": subnet.Addr().Next().String(),
+		"the bridge of the engine": upstream.String(), "the internal gateway": subnet.Addr().Next().String(),
 		"the outgoing gateway": outgoing.IPAM.Config[0].Gateway, "the metadata address": "169.254.169.254",
-		"the resolver's address": "192.0.2.1", "another bottle's egress": addrOf(t, d, other.ids(t).Sidecars, other.ids(t).Networks[0]),
-		"the sidecars' other side": addrOf(t, d, p.ids(t).Sidecars, p.ids(t).Networks[1]),
+		"the address of the resolver": "192.0.2.1", "the egress of another bottle": addrOf(t, d, other.ids(t).Sidecars, other.ids(t).Networks[0]),
+		"the other side of the sidecars": addrOf(t, d, p.ids(t).Sidecars, p.ids(t).Networks[1]),
 	}
 	for _, a := range hostAddrs(t) {
-		targets["the host's "+a.String()] = a.String()
+		targets["an address of the host, "+a.String()] = a.String()
 	}
 	t.Run("nothing else answers", func(t *testing.T) {
 		// All at once, since each waits for an answer that does not come.
@@ -80,7 +81,7 @@ func TestDockerAgentsNetwork(t *testing.T) {
 			for _, port := range []int{tcp, 53, 80, 2375, 3128} {
 				try(name, target, port)
 			}
-			fmt.Fprintf(&script, "(echo out | nc -u -w 1 %s %d) 2>/dev/null &\n", target, udp.LocalAddr().(*net.UDPAddr).Port) //nolint:errcheck // it is one
+			fmt.Fprintf(&script, "timeout 2 tftp -g -r out -l /tmp/out %s %d 2>/dev/null &\n", target, udp.LocalAddr().(*net.UDPAddr).Port) //nolint:errcheck // it is one
 		}
 		for _, port := range []int{53, 80, 3129, 3130, 3131, 3132, 3133} {
 			try("the sidecars", "sidecars", port)
@@ -170,6 +171,14 @@ func TestDockerAgentsRights(t *testing.T) {
 		if m.RW != writable[part] && m.Type != "tmpfs" {
 			t.Errorf("%s: writable %v", m.Destination, m.RW)
 		}
+	}
+	agent, err := d.cli.ContainerInspect(t.Context(), p.ids(t).Agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Where the host's resolver is on its loopback, an old engine asks that one for whoever has no other.
+	if dns := agent.HostConfig.DNS; !slices.Equal(dns, []string{"192.0.2.1"}) {
+		t.Errorf("the agent's resolver: %q", dns)
 	}
 	for _, secret := range []string{"records", "journal", "audit.jsonl", "metadata.json", "manifest.yaml"} {
 		for _, m := range c.Mounts {

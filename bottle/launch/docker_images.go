@@ -100,6 +100,16 @@ func BuildImages(ctx context.Context, c ImageConfig, images ...string) error {
 	return nil
 }
 
+// baseOf is the image that a Dockerfile starts from.
+func baseOf(dockerfile []byte, args map[string]string) string {
+	if base := args["BASE_IMAGE"]; base != "" {
+		return base
+	}
+	_, after, _ := strings.Cut(string(dockerfile), "ARG BASE_IMAGE=")
+	base, _, _ := strings.Cut(after, "\n")
+	return base
+}
+
 // declared are the arguments of a Dockerfile.
 func declared(dockerfile []byte) []string {
 	var args []string
@@ -137,13 +147,17 @@ func buildImage(ctx context.Context, c ImageConfig, name string, src imageSource
 			o.BuildArgs[arg] = &v
 		}
 	}
-	fmt.Fprintf(c.Progress, "building %s\n", tag)
+	base := baseOf(text, c.Args)
+	fmt.Fprintf(c.Progress, "building %s on %s\n", tag, base)
 	r, err := c.Client.ImageBuild(ctx, archive, o)
 	if err != nil {
 		return err
 	}
 	defer r.Body.Close()
-	return showProgress(c.Progress, r.Body)
+	if err := showProgress(c.Progress, r.Body); err != nil {
+		return fmt.Errorf("on %s: %w", base, err)
+	}
+	return nil
 }
 
 // buildContext is the tar archive that the engine builds from. Its bytes depend on nothing but
