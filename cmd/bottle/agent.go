@@ -8,22 +8,25 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"bottle/bottle"
 	"bottle/bottle/launch"
 )
 
-// runAgent runs the agent's command with the bottle's environment, or waits for Ctrl-C.
+// runAgent runs an agent in the bottle, or waits for Ctrl-C.
 func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
-	env, err := launch.AgentEnv(c.dir)
-	if err != nil {
-		return err
-	}
 	if len(argv) == 0 {
-		fmt.Fprintf(a.err, "no agent was given; run yours with this environment (Ctrl-C stops the bottle):\n\n")
+		env, err := c.backend.AgentEnv()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(a.err, "no agent was given; bottle attach %s -- COMMAND runs one in the bottle, or run yours with this environment, unconfined (Ctrl-C stops the bottle):\n\n", c.name)
 		for _, kv := range env {
 			fmt.Fprintln(a.out, "export "+kv)
 		}
@@ -33,27 +36,64 @@ func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
 	if err != nil {
 		return err
 	}
-	for k, v := range own {
-		env = append(env, k+"="+v)
+	agent := launch.Agent{Argv: argv, Dir: c.manifest.Agent.Workspace}
+	for _, k := range slices.Sorted(keysOf(own)) {
+		agent.Env = append(agent.Env, k+"="+own[k])
 	}
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // G204: the operator's own agent
-	cmd.Env = launch.Environ(os.Environ(), env, c.manifest.Credentials)
-	cmd.Dir = c.manifest.Agent.Workspace
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second
-	err = cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit):
-		if ws, ok := exit.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			return silentExit(128 + int(ws.Signal())) // as a shell has it
-		}
-		return silentExit(exit.ExitCode())
-	case err != nil:
-		return fmt.Errorf("run the agent: %w", err)
+	if agent.In, agent.Out, agent.Err, err = a.files(); err != nil {
+		return err
 	}
-	return nil
+	agent.TTY = term.IsTerminal(int(agent.In.Fd())) && term.IsTerminal(int(agent.Out.Fd()))
+	code, err := c.backend.RunAgent(ctx, agent)
+	if err == nil && code != 0 {
+		return silentExit(code)
+	}
+	return err
+}
+
+// files are the streams that an agent gets: a terminal among them must be it, and no copy.
+func (a *app) files() (in, out, errOut *os.File, err error) {
+	out, okOut := a.out.(*os.File)
+	errOut, okErr := a.err.(*os.File)
+	if a.in == nil || !okOut || !okErr {
+		return nil, nil, nil, errors.New("the agent needs files for its input and output")
+	}
+	return a.in, out, errOut, nil
+}
+
+func (a *app) attachCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "attach NAME [-- COMMAND...]", Short: "run another agent, or a shell, in a running bottle",
+		Long: `attach runs a command in a bottle that runs: the one after --, else the manifest's, else a
+shell. It is a new program beside those that run there: what an earlier attach or start
+shows stays with it. The bottle goes on when the command ends.`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, argv := args[0], args[1:]
+			if len(argv) > 0 && cmd.ArgsLenAtDash() != 1 {
+				return usagef("put the command after --: bottle attach %s -- %s", name, strings.Join(argv, " "))
+			}
+			c, err := a.open(name, quiet())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			up, err := c.backend.Running(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if !up {
+				return fmt.Errorf("bottle %s does not run; bottle start -f FILE starts it", name)
+			}
+			if len(argv) == 0 {
+				argv = c.manifest.Agent.Command
+			}
+			if len(argv) == 0 {
+				argv = []string{"/bin/sh"}
+			}
+			return a.runAgent(cmd.Context(), c, argv)
+		},
+	}
 }
 
 // untilStopped waits for Ctrl-C, or for bottle stop from elsewhere.
@@ -75,10 +115,14 @@ func (c *cell) untilStopped(ctx context.Context, a *app) error {
 
 // supported refuses what the manifest can say and this version does not do: a key that is
 // passed over in silence would be taken for one that works.
-func supported(m *bottle.Manifest) error {
+func supported(m *bottle.Manifest, at place) error {
 	switch {
-	case m.Agent.Image != "" || m.Agent.Build != nil:
-		return errors.New("agent.image: needs the docker backend, which this version has not; remove it (and build) to run the agent on this machine, unconfined")
+	case at.backend != backendLocal && at.backend != backendDocker:
+		return usagef("backend %q is not there; use local or docker", at.backend)
+	case at.backend == backendDocker && at.unconfined:
+		return usagef("--unconfined is for the local backend; a container is what it is")
+	case at.backend == backendDocker && m.Agent.Image == "" && m.Agent.Build == nil:
+		return errors.New("agent.image: the docker backend needs one (or build); bottle image build makes bottle-claude")
 	case len(m.Git) > 0:
 		return errors.New("git: needs git-gate, which this version has not; remove it, and route the host under egress.routes")
 	case m.Approvals.Policy != "":
@@ -93,12 +137,15 @@ func supported(m *bottle.Manifest) error {
 
 // runnable looks for the agent's command before anything is started for it, with the exit
 // codes that a shell has for this.
-func runnable(argv []string, workspace string) error {
+func runnable(argv []string, workspace string, at place) error {
 	if len(argv) == 0 {
 		return nil
 	}
 	if st, err := os.Stat(workspace); err != nil || !st.IsDir() {
 		return fmt.Errorf("agent.workspace: %s is not a directory; make it, or name another", workspace)
+	}
+	if at.backend == backendDocker {
+		return nil // the command is the image's
 	}
 	_, err := exec.LookPath(argv[0])
 	switch {

@@ -21,7 +21,6 @@ import (
 	"bottle/apply"
 	"bottle/bottle"
 	"bottle/bottle/audit"
-	"bottle/bottle/launch"
 	"bottle/bottle/pipelock"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
@@ -40,7 +39,7 @@ type cell struct {
 	trail    queue.AuditTrail
 	desk     *queue.Desk
 	apply    *apply.Applier
-	local    *launch.Local
+	backend  backend
 }
 
 // names lists the bottles of the state directory, or the one that --bottle names.
@@ -76,7 +75,7 @@ func (a *app) oneName() (string, error) {
 			return true
 		}
 		m, err := dir.LoadMetadata()
-		return err != nil || !m.Init.Alive()
+		return err != nil || !m.StoppedAt.IsZero()
 	})
 	if len(running) == 1 {
 		return running[0], nil
@@ -97,14 +96,21 @@ func (a *app) open(name string, logger *slog.Logger) (*cell, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := dir.LoadMetadata(); err != nil {
+	meta, err := dir.LoadMetadata()
+	if err != nil {
 		return nil, err
 	}
 	manifest, err := loadAccepted(dir)
 	if err != nil {
 		return nil, err
 	}
-	return a.assemble(dir, manifest, logger)
+	return a.assemble(dir, manifest, place{meta.Backend, meta.Unconfined}, logger)
+}
+
+// A place is where a bottle runs.
+type place struct {
+	backend    string
+	unconfined bool // the agent; local backend alone
 }
 
 // loadAccepted reads the manifest as it was accepted at the last start.
@@ -124,7 +130,7 @@ func parseManifest(b []byte, path string) (*bottle.Manifest, error) {
 	return bottle.ParseManifest(b, path, os.LookupEnv, home)
 }
 
-func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, logger *slog.Logger) (*cell, error) {
+func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, at place, logger *slog.Logger) (*cell, error) {
 	log, err := audit.Open(audit.Config{Path: dir.Audit(), HeadPath: dir.AuditHead(), Bottle: dir.Name()})
 	if err != nil {
 		return nil, err
@@ -137,12 +143,12 @@ func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, logger *slog.
 	if err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
-	c.local, err = launch.NewLocal(launch.LocalConfig{Dir: dir, Sidecars: findBinary("bottle-sidecars"), Logger: logger})
+	c.backend, err = newBackend(at.backend, dir, manifest, at.unconfined, logger)
 	if err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
 	c.apply, err = apply.New(apply.Config{
-		Dir: dir, Records: c.desk, Trail: c.trail, Signaler: c.local, Pipelock: pipelock.Codec{},
+		Dir: dir, Records: c.desk, Trail: c.trail, Signaler: c.backend, Pipelock: pipelock.Codec{},
 		Credentials: manifest.Credentials,
 		BaseRoutes:  func() ([]bottle.Route, error) { return ownRoutes(manifest), nil },
 	})
@@ -152,7 +158,7 @@ func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, logger *slog.
 	return c, nil
 }
 
-func (c *cell) Close() error { return c.log.Close() }
+func (c *cell) Close() error { return errors.Join(c.backend.Close(), c.log.Close()) }
 
 // locked runs f under the bottle's lock.
 func (c *cell) locked(ctx context.Context, f func() error) error {

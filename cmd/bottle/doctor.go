@@ -14,6 +14,7 @@ import (
 	"bottle/bottle"
 	"bottle/bottle/audit"
 	"bottle/bottle/keep"
+	"bottle/bottle/launch"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
 )
@@ -34,7 +35,7 @@ func (a *app) doctorCmd() *cobra.Command {
 It changes nothing, and exits with 1 if something failed.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found := a.machine()
+			found := a.machine(cmd.Context())
 			names, err := a.names()
 			if err != nil {
 				return err
@@ -89,7 +90,7 @@ func verdict(where, what string, err error, good, fix string) finding {
 	return finding{Bottle: where, What: what, State: "ok", Detail: good}
 }
 
-func (a *app) machine() []finding {
+func (a *app) machine(ctx context.Context) []finding {
 	var out []finding
 	for _, name := range []string{"bottle-sidecars", "bottle-supervise", "bottle-mcp"} {
 		var err error
@@ -113,10 +114,10 @@ func (a *app) machine() []finding {
 	default:
 		out = append(out, finding{What: "state directory", State: "ok", Detail: a.set.StateDir})
 	}
-	return append(out, finding{
-		What: "confinement", State: "warning", Detail: "the local backend does not confine the agent: it can reach the network around egress",
-		Fix: "run agents that you would trust without bottle too, or run bottle and the agent inside a container or VM of yours",
-	})
+	for _, f := range launch.CheckSandbox(ctx) {
+		out = append(out, finding{What: f.What, State: f.State, Detail: f.Detail, Fix: f.Fix})
+	}
+	return out
 }
 
 func examine(ctx context.Context, dir *bottle.Dir) []finding {
@@ -142,7 +143,7 @@ func examine(ctx context.Context, dir *bottle.Dir) []finding {
 	if !m.StoppedAt.IsZero() {
 		return append(out, finding{Bottle: name, What: "status", State: "ok", Detail: "stopped"})
 	}
-	b := describe(dir)
+	b := describe(ctx, dir)
 	status := finding{Bottle: name, What: "status", State: "ok", Detail: b.Status}
 	if b.Status != "ready" {
 		status.State, status.Fix = "failed", "bottle restart "+name+" (its log: bottle logs "+name+")"

@@ -31,7 +31,7 @@ there is one at most for each bottle. Tokens are read from its environment.`,
 			}
 			defer c.Close()
 			k, err := keep.New(keep.Config{
-				Dir: c.dir, Desk: c.desk, Applier: keepApplier{c.apply}, Bundle: c.local,
+				Dir: c.dir, Desk: c.desk, Applier: keepApplier{c.apply}, Bundle: c.backend,
 				Keys: keepKeys{c.dir.KeySocket()}, Trail: c.trail,
 				Credentials: c.manifest.Credentials, Logger: logger,
 			})

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,14 +23,18 @@ import (
 )
 
 func (a *app) startCmd() *cobra.Command {
-	var file string
-	var detach, accept bool
+	var file, on string
+	var detach, accept, unconfined bool
 	c := &cobra.Command{
 		Use: "start -f FILE [-- COMMAND...]", Short: "start a bottle, and the agent in it",
 		Long: `start brings up the bottle's daemons and runs the agent: the command after --, or the
 manifest's. It stops the bottle when the agent ends, with the agent's exit code. Without
 a command it waits, and stops the bottle on Ctrl-C; with --detach it returns once the
-bottle is ready.`,
+bottle is ready, and bottle attach runs agents in it.
+
+On the docker backend the daemons and the agent are two containers. On the local backend
+the daemons are processes of this machine, and the agent runs in a sandbox (bubblewrap).
+Without --backend a manifest that names an image runs on docker, any other locally.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if file == "" {
@@ -41,32 +46,47 @@ bottle is ready.`,
 			if detach && len(args) > 0 {
 				return usagef("--detach starts no agent; leave the command out, or leave --detach out")
 			}
-			return a.start(cmd.Context(), file, accept, detach, args)
+			return a.start(cmd.Context(), startOptions{file: file, on: on, accept: accept, detach: detach, unconfined: unconfined, argv: args})
 		},
 	}
 	c.Flags().StringVarP(&file, "file", "f", "", "the manifest (required)")
 	c.Flags().BoolVar(&detach, "detach", false, "return once the bottle is ready, without an agent")
 	c.Flags().BoolVar(&accept, "accept", false, "accept a manifest that differs from the one at the last start")
+	c.Flags().StringVar(&on, "backend", "", "local or docker (BOTTLE_BACKEND; default: docker if the manifest names an image)")
+	c.Flags().BoolVar(&unconfined, "unconfined", false, "run the agent without a sandbox; local backend alone")
 	return c
 }
 
-func (a *app) start(ctx context.Context, file string, accept, detach bool, argv []string) error {
-	text, err := os.ReadFile(file)
+type startOptions struct {
+	file, on                   string
+	accept, detach, unconfined bool
+	argv                       []string
+}
+
+func (a *app) start(ctx context.Context, o startOptions) error {
+	text, err := os.ReadFile(o.file)
 	if err != nil {
 		return fmt.Errorf("-f: %w", err)
 	}
-	m, err := parseManifest(text, file)
+	m, err := parseManifest(text, o.file)
 	if err != nil {
 		return err
 	}
-	if err := supported(m); err != nil {
+	at := place{pickBackend(cmp.Or(o.on, a.set.Backend), m), o.unconfined}
+	if err := supported(m, at); err != nil {
 		return err
 	}
-	if len(argv) == 0 && !detach {
+	argv := o.argv
+	if len(argv) == 0 && !o.detach {
 		argv = m.Agent.Command
 	}
-	if err := runnable(argv, m.Agent.Workspace); err != nil {
+	if err := runnable(argv, m.Agent.Workspace, at); err != nil {
 		return err
+	}
+	if at.backend == backendLocal && !at.unconfined && len(argv) > 0 {
+		if err := checkConfinement(ctx); err != nil {
+			return err
+		}
 	}
 	dir, err := a.dirOf(m.Name)
 	if err != nil {
@@ -75,23 +95,28 @@ func (a *app) start(ctx context.Context, file string, accept, detach bool, argv 
 	if err := dir.Create(); err != nil {
 		return err
 	}
-	c, err := a.assemble(dir, m, quiet())
+	c, err := a.assemble(dir, m, at, quiet())
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	path, err := filepath.Abs(file)
+	path, err := filepath.Abs(o.file)
 	if err != nil {
 		return err
 	}
-	if err := c.prepare(ctx, a, path, accept); err != nil {
+	if err := c.prepare(ctx, a, at, path, o.accept); err != nil {
 		return err
+	}
+	if l, ok := c.backend.(*localBackend); ok {
+		if err := l.checkAgent(ctx, argv); err != nil {
+			return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
+		}
 	}
 	if err := c.bringUp(ctx, a); err != nil {
 		return err
 	}
-	a.announce(m)
-	if detach {
+	a.announce(m, at)
+	if o.detach {
 		return nil
 	}
 	runErr := a.runAgent(ctx, c, argv)
@@ -109,9 +134,11 @@ func (a *app) start(ctx context.Context, file string, accept, detach bool, argv 
 }
 
 // announce says that the bottle is ready, what it is not, and what it lacks.
-func (a *app) announce(m *bottle.Manifest) {
+func (a *app) announce(m *bottle.Manifest, at place) {
 	fmt.Fprintf(a.err, "bottle %s is ready; decide what its agent asks for with: bottle review\n", m.Name)
-	fmt.Fprintln(a.err, "the local backend does not confine the agent: it can reach the network around egress, read your files and tokens, and decide requests")
+	if at.unconfined {
+		fmt.Fprintln(a.err, "the agent is not confined, as you said: it can reach the network around egress, read your files and tokens, and decide requests")
+	}
 	for _, name := range slices.Sorted(keysOf(m.Credentials)) {
 		if env := m.Credentials[name].TokenEnv; os.Getenv(env) == "" {
 			fmt.Fprintf(a.err, "credential %s: %s is not set, so what needs it will be refused; set it, then bottle restart %s\n", name, env, m.Name)
@@ -121,13 +148,19 @@ func (a *app) announce(m *bottle.Manifest) {
 
 // prepare settles what an earlier run left, checks the manifest against the accepted one,
 // and writes what the bundle starts with.
-func (c *cell) prepare(ctx context.Context, a *app, path string, accept bool) error {
+func (c *cell) prepare(ctx context.Context, a *app, at place, path string, accept bool) error {
 	old, err := c.dir.LoadMetadata()
 	fresh := errors.Is(err, bottle.ErrNotFound)
 	if err != nil && !fresh {
 		return err
 	}
-	if old.Init.Alive() || old.Keeper.Alive() {
+	up := old.Keeper.Alive()
+	if !fresh && !up {
+		if up, err = running(ctx, c.dir, old); err != nil {
+			return err
+		}
+	}
+	if up {
 		return fmt.Errorf("bottle %[1]s is running already; bottle stop %[1]s ends it, bottle restart %[1]s starts its daemons anew", c.name)
 	}
 	if !fresh {
@@ -140,7 +173,7 @@ func (c *cell) prepare(ctx context.Context, a *app, path string, accept bool) er
 	}
 	return c.locked(ctx, func() (err error) {
 		err = c.dir.UpdateMetadata(func(m *bottle.Metadata) error {
-			m.Backend, m.Manifest, m.StartedAt, m.StoppedAt = "local", path, time.Now().UTC(), time.Time{}
+			m.Backend, m.Unconfined, m.Manifest, m.StartedAt, m.StoppedAt = at.backend, at.unconfined, path, time.Now().UTC(), time.Time{}
 			return nil
 		})
 		if err != nil {
@@ -155,7 +188,7 @@ func (c *cell) prepare(ctx context.Context, a *app, path string, accept bool) er
 		if err != nil {
 			return err
 		}
-		if err := launch.Prepare(c.dir, c.manifest, launch.Files(base)); err != nil {
+		if err := c.backend.Prepare(ctx, launch.Files(base)); err != nil {
 			return err
 		}
 		permanent, err := permanentRoutes(base.Routes)
@@ -225,7 +258,7 @@ func (c *cell) bringUp(ctx context.Context, a *app) error {
 	if err := c.startKeeper(ctx, a); err != nil {
 		return err
 	}
-	if _, err := c.local.WaitReady(ctx); err != nil {
+	if _, err := c.backend.WaitReady(ctx); err != nil {
 		return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
 	}
 	return c.trail.Record(ctx, bottle.Event{Name: string(audit.Started), By: actor()})
@@ -263,7 +296,7 @@ func (c *cell) startKeeper(ctx context.Context, a *app) error {
 	defer tick.Stop()
 	for {
 		m, err := c.dir.LoadMetadata()
-		if err == nil && m.Keeper.PID == cmd.Process.Pid && m.Init != before.Init {
+		if err == nil && m.Keeper.PID == cmd.Process.Pid && startedAnew(before, m) {
 			return nil
 		}
 		select {
@@ -276,6 +309,14 @@ func (c *cell) startKeeper(ctx context.Context, a *app) error {
 		case <-tick.C:
 		}
 	}
+}
+
+// startedAnew reports whether the keeper has started a bundle since.
+func startedAnew(before, now bottle.Metadata) bool {
+	if now.Backend == backendDocker {
+		return now.Docker != nil && now.Docker.Sidecars != "" && (before.Docker == nil || now.Docker.Sidecars != before.Docker.Sidecars)
+	}
+	return now.Init != before.Init
 }
 
 func lastLine(path string) string {
@@ -314,7 +355,7 @@ func (c *cell) stop(ctx context.Context) error {
 	if err := launch.EndProcess(ctx, m.Keeper); err != nil {
 		return err
 	}
-	if err := c.local.Stop(ctx); err != nil {
+	if err := c.backend.Stop(ctx); err != nil {
 		return err
 	}
 	if err := c.endSession(ctx); err != nil {
@@ -356,13 +397,13 @@ func (a *app) restartCmd() *cobra.Command {
 			if err := launch.EndProcess(ctx, m.Keeper); err != nil {
 				return err
 			}
-			if err := c.local.Stop(ctx); err != nil {
+			if err := c.backend.StopBundle(ctx); err != nil {
 				return err
 			}
 			if err := c.startKeeper(ctx, a); err != nil {
 				return err
 			}
-			if _, err := c.local.WaitReady(ctx); err != nil {
+			if _, err := c.backend.WaitReady(ctx); err != nil {
 				return err
 			}
 			fmt.Fprintf(a.out, "bottle %s is ready again\n", c.name)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +18,7 @@ import (
 // bottleJSON is ls --json.
 type bottleJSON struct {
 	Name      string    `json:"name"`
-	Status    string    `json:"status"` // ready, starting, down, unattended (no keeper), stopped
+	Status    string    `json:"status"` // ready, starting, down, unattended (no keeper), stopped, unknown
 	Backend   string    `json:"backend"`
 	StartedAt time.Time `json:"started_at"`
 	Pending   int       `json:"pending"`
@@ -40,7 +41,7 @@ func (a *app) lsCmd() *cobra.Command {
 				if err != nil {
 					continue // not a bottle's directory
 				}
-				b := describe(dir)
+				b := describe(cmd.Context(), dir)
 				if waiting, _, err := queue.NewReader(dir).List(cmd.Context(), false); err == nil {
 					b.Pending = len(waiting)
 				}
@@ -68,7 +69,7 @@ func (a *app) lsCmd() *cobra.Command {
 	return a.listing(c)
 }
 
-func describe(dir *bottle.Dir) bottleJSON {
+func describe(ctx context.Context, dir *bottle.Dir) bottleJSON {
 	b := bottleJSON{Name: dir.Name(), StateDir: dir.Path(), Status: "stopped"}
 	m, err := dir.LoadMetadata()
 	if err != nil {
@@ -76,13 +77,18 @@ func describe(dir *bottle.Dir) bottleJSON {
 		return b
 	}
 	b.Backend, b.StartedAt, b.Manifest = m.Backend, m.StartedAt, m.Manifest
+	if !m.StoppedAt.IsZero() {
+		return b
+	}
+	up, err := running(ctx, dir, m)
 	var st bottle.InitStatus
 	switch {
-	case !m.StoppedAt.IsZero():
-	case !m.Init.Alive():
+	case err != nil:
+		b.Status, b.Problem = "unknown", fmt.Sprintf("bottle %s: %v", b.Name, err)
+	case !up:
 		b.Status = "down"
 		b.Problem = fmt.Sprintf("bottle %[1]s: its daemons are down; bottle restart %[1]s starts them, bottle stop %[1]s ends it", b.Name)
-	case bottle.ReadJSON(dir.InitStatus(), 0, &st) != nil || !st.Ready || st.PID != m.Init.PID:
+	case bottle.ReadJSON(dir.InitStatus(), 0, &st) != nil || !st.Ready || m.Backend == backendLocal && st.PID != m.Init.PID:
 		b.Status = "starting"
 	case !m.Keeper.Alive():
 		b.Status = "unattended"

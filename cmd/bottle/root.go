@@ -59,10 +59,10 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 no such thing, 4 changed since you look
 		return usagef("%w (see %s --help)", err, cmd.CommandPath())
 	})
 	for _, c := range []*cobra.Command{
-		a.startCmd(), a.stopCmd(), a.restartCmd(), a.keepCmd(), a.lsCmd(), a.logsCmd(),
+		a.startCmd(), a.attachCmd(), a.stopCmd(), a.restartCmd(), a.keepCmd(), a.lsCmd(), a.logsCmd(),
 		a.requestsCmd(), a.showCmd(), a.reviewCmd(), a.approveCmd(), a.denyCmd(), a.revokeCmd(),
 		a.routesCmd(), a.allowlistCmd(), a.auditCmd(),
-		a.doctorCmd(), a.mcpConfigCmd(), a.demoCmd(), a.demoAgentCmd(),
+		a.doctorCmd(), a.mcpConfigCmd(), a.imageCmd(), a.cleanupCmd(), a.demoCmd(), a.demoAgentCmd(),
 	} {
 		root.AddCommand(c)
 	}

@@ -106,12 +106,20 @@ func readFileState(dir *bottle.Dir, file string) fileJSON {
 	if file == bottle.PipelockFile {
 		daemon = bottle.DaemonPipelock
 	}
-	if m, err := dir.LoadMetadata(); err == nil && m.Init.Alive() {
+	if up, err := isUp(dir); err == nil && up {
 		if err := bottle.ReadJSON(dir.DaemonStatus(daemon), 0, &st); err == nil {
 			f.InForce = st.Revision
 		}
 	}
 	return f
+}
+
+func isUp(dir *bottle.Dir) (bool, error) {
+	m, err := dir.LoadMetadata()
+	if err != nil {
+		return false, err
+	}
+	return running(context.Background(), dir, m)
 }
 
 func editName(file string) string {

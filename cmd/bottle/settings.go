@@ -16,7 +16,7 @@ import (
 // $XDG_CONFIG_HOME/bottle/config.yaml, then the defaults below.
 type settings struct {
 	StateDir string // state_dir: where bottles keep their state
-	Backend  string // backend: local
+	Backend  string // backend: local or docker; empty: as the manifest has it
 	Editor   string // editor: a command line; default $VISUAL, $EDITOR, then vi
 }
 
@@ -40,7 +40,6 @@ func loadSettings(f *pflag.FlagSet) (settings, error) {
 	v := viper.New()
 	v.SetEnvPrefix("bottle")
 	v.SetDefault("state_dir", filepath.Join(cmp.Or(os.Getenv("XDG_STATE_HOME"), filepath.Join(home, ".local", "state")), "bottle"))
-	v.SetDefault("backend", "local")
 	v.SetDefault("editor", cmp.Or(os.Getenv("VISUAL"), os.Getenv("EDITOR"), "vi"))
 	for key, flag := range settingKeys {
 		if err := v.BindEnv(key); err != nil {
@@ -67,8 +66,8 @@ func loadSettings(f *pflag.FlagSet) (settings, error) {
 		return settings{}, fmt.Errorf("state_dir: %w", err)
 	}
 	s := settings{StateDir: dir, Backend: v.GetString("backend"), Editor: v.GetString("editor")}
-	if s.Backend != "local" {
-		return settings{}, usagef("backend %q is not there; use local", s.Backend)
+	if s.Backend != "" && s.Backend != backendLocal && s.Backend != backendDocker {
+		return settings{}, usagef("backend %q is not there; use local or docker", s.Backend)
 	}
 	return s, nil
 }

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"bottle/bottle/launch"
+)
+
+func (a *app) imageCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use: "image", Short: "the container images of the docker backend", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	c.AddCommand(a.imageBuildCmd())
+	return c
+}
+
+func (a *app) imageBuildCmd() *cobra.Command {
+	var buildArgs []string
+	c := &cobra.Command{
+		Use: "build [IMAGE...]", Short: "build the images of the docker backend",
+		Long: fmt.Sprintf(`build makes the images that the docker backend runs, from what is in this program and beside it:
+%s, which holds a bottle's daemons, and %s, with Claude Code as an agent. Without a name it
+makes both. The base images are build arguments; the engine pulls them if it has not got them.
+
+  --build-arg BASE_IMAGE=...        what an image starts from
+  --build-arg CLAUDE_VERSION=...    which Claude Code
+  --build-arg PIPELOCK_IMAGE=...    an image with the real pipelock, to be used in place of the built-in gate`, launch.BundleImage, launch.ClaudeImage),
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			values := map[string]string{}
+			for _, kv := range buildArgs {
+				k, v, ok := strings.Cut(kv, "=")
+				if !ok || k == "" {
+					return usagef("--build-arg %q: write NAME=VALUE", kv)
+				}
+				values[k] = v
+			}
+			cli, err := launch.NewEngine()
+			if err != nil {
+				return err
+			}
+			defer cli.Close()
+			return launch.BuildImages(cmd.Context(), launch.ImageConfig{Client: cli, Program: findBinary, Args: values, Progress: a.err}, args...)
+		},
+	}
+	c.Flags().StringArrayVar(&buildArgs, "build-arg", nil, "NAME=VALUE, as the Dockerfiles name it; may be given again")
+	return c
+}
+
+func (a *app) cleanupCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "cleanup", Short: "remove what killed bottles left on the container engine",
+		Long: `cleanup removes containers, networks and volumes of bottles that do not run any more, which
+it knows by their labels. It touches nothing of a bottle whose keeper lives, or that is being started or stopped.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cli, err := launch.NewEngine()
+			if err != nil {
+				return err
+			}
+			defer cli.Close()
+			removed, err := launch.CleanupDocker(cmd.Context(), cli, nil)
+			for _, r := range removed {
+				fmt.Fprintln(a.out, "removed "+r)
+			}
+			if err == nil && len(removed) == 0 {
+				fmt.Fprintln(a.out, "nothing was left")
+			}
+			return err
+		},
+	}
+}
