@@ -1,12 +1,15 @@
 package launch_test
 
 import (
+	"crypto/rand"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +17,7 @@ import (
 	"github.com/docker/docker/api/types/network"
 
 	"bottle/bottle"
+	"bottle/bottle/egress"
 )
 
 // From inside the agent's container there is one way out: egress.
@@ -189,34 +193,78 @@ func TestDockerAgentsRights(t *testing.T) {
 	}
 }
 
-// The secrets of a start are where they are needed and in nothing that the engine shows.
+// The secrets of a start, and a token that the keeper hands over, are where they are needed
+// and in nothing that the engine shows, that is written, or that a process has in its environment.
 func TestDockerShowsNoSecret(t *testing.T) {
 	d := engine(t)
 	if d == nil {
 		return
 	}
-	p := newPot(t, d)
+	p := newPot(t, d, func(m *bottle.Manifest) {
+		m.Egress.Routes = []bottle.Route{{Host: "api.test", Credential: "example"}}
+		m.Credentials["example"] = bottle.Credential{Header: "Authorization", Scheme: "Bearer", TokenEnv: "BOTTLE_TEST_TOKEN", Hosts: []bottle.Host{"api.test"}}
+	})
+	token := rand.Text()
+	t.Setenv("BOTTLE_TEST_TOKEN", token) // as it is in the keeper's environment
 	p.up(t)
+	if err := egress.HandKeys(t.Context(), p.dir.KeySocket(), map[string]string{"example": token}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		var st bottle.DaemonStatus
+		if err := bottle.ReadJSON(p.dir.DaemonStatus(bottle.DaemonEgress), 0, &st); err != nil || len(st.Needs) > 0 {
+			return "egress needs the token"
+		}
+		return ""
+	})
 	var cfg bottle.BundleConfig
 	if err := bottle.ReadJSON(p.dir.BundleConfig(), 0, &cfg); err != nil {
 		t.Fatal(err)
 	}
-	compose, err := os.ReadFile(p.dir.Path("docker-compose.yml"))
-	if err != nil {
-		t.Fatal(err)
+	if env, err := p.AgentEnv(); err != nil || !strings.Contains(strings.Join(env, "\n"), cfg.ProxySecret) {
+		t.Errorf("the agent has not its own secret: %v", err)
 	}
-	shown := map[string]string{"docker-compose.yml": string(compose), "logs": p.logs()}
+	_, agentEnv := p.run(t, "env")
+	_, agentSees := p.run(t, "sh", "-c", "cat /proc/[0-9]*/environ; find / -xdev -type f -size -100k -exec grep -l "+token+" {} +")
+	shown := map[string]string{"logs": p.logs(), "the agent's environment": agentEnv, "what the agent can read": agentSees}
 	for _, id := range []string{p.ids(t).Sidecars, p.ids(t).Agent} {
 		_, raw, err := d.cli.ContainerInspectWithRaw(t.Context(), id, true)
 		if err != nil {
 			t.Fatal(err)
 		}
 		shown["inspect "+id] = string(raw)
+		top, err := d.cli.ContainerTop(t.Context(), id, []string{"-o", "pid"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, row := range top.Processes {
+			// That of an undumpable process is nobody's to read but root's.
+			if b, err := os.ReadFile("/proc/" + row[0] + "/environ"); err == nil {
+				shown["environment of process "+row[0]] = string(b) + "-"
+			}
+		}
+	}
+	err := filepath.WalkDir(p.dir.Path(), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		shown[path] = string(b) + "-"
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	for where, text := range shown {
-		if text == "" || strings.Contains(text, cfg.ProxySecret) || strings.Contains(text, cfg.GateSecret) {
+		if text == "" || strings.Contains(text, token) || strings.Contains(text, cfg.GateSecret) && where != p.dir.BundleConfig() {
 			t.Errorf("%s: empty, or with a secret", where)
 		}
+		if strings.Contains(text, cfg.ProxySecret) && where != p.dir.BundleConfig() && where != "the agent's environment" && where != "what the agent can read" {
+			t.Errorf("%s has the proxy's secret", where)
+		}
+	}
+	if len(shown) < 20 {
+		t.Errorf("too little was looked at: %d", len(shown))
 	}
 }
 

@@ -58,7 +58,7 @@ func TestMain(m *testing.M) {
 }
 
 // engine is what the tests need, or nil where no engine answers, unless one is required.
-func engine(t *testing.T) *dock {
+func engine(t testing.TB) *dock {
 	t.Helper()
 	cli, err := launch.NewEngine()
 	if err != nil {
@@ -166,7 +166,7 @@ type pot struct {
 	m    *bottle.Manifest
 }
 
-func newPot(t *testing.T, d *dock, change ...func(*bottle.Manifest)) *pot {
+func newPot(t testing.TB, d *dock, change ...func(*bottle.Manifest)) *pot {
 	t.Helper()
 	// Not t.TempDir: with the test's name in it, a socket may not fit in sun_path.
 	tmp, err := os.MkdirTemp("", "b") //nolint:usetesting // see above
@@ -202,7 +202,7 @@ func newPot(t *testing.T, d *dock, change ...func(*bottle.Manifest)) *pot {
 }
 
 // open is the backend as another process has it.
-func (p *pot) open(t *testing.T) *launch.Docker {
+func (p *pot) open(t testing.TB) *launch.Docker {
 	t.Helper()
 	d, err := launch.NewDocker(launch.DockerConfig{
 		Dir: p.dir, Manifest: p.m, Image: p.dock.bundle, Bridge: p.dock.program("bottle-mcp"),
@@ -215,14 +215,14 @@ func (p *pot) open(t *testing.T) *launch.Docker {
 	return d
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(b []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(b)))
 	return len(b), nil
 }
 
-func (p *pot) files(t *testing.T, routes ...bottle.Route) launch.Files {
+func (p *pot) files(t testing.TB, routes ...bottle.Route) launch.Files {
 	t.Helper()
 	doc, err := bottle.NewRoutes(routes)
 	if err != nil {
@@ -242,7 +242,7 @@ func (p *pot) files(t *testing.T, routes ...bottle.Route) launch.Files {
 	return f
 }
 
-func (p *pot) prepare(ctx context.Context, t *testing.T) error {
+func (p *pot) prepare(ctx context.Context, t testing.TB) error {
 	t.Helper()
 	unlock, err := p.dir.Lock(t.Context())
 	if err != nil {
@@ -253,7 +253,7 @@ func (p *pot) prepare(ctx context.Context, t *testing.T) error {
 }
 
 // up starts the bottle and waits until it is ready.
-func (p *pot) up(t *testing.T) bottle.InitStatus {
+func (p *pot) up(t testing.TB) bottle.InitStatus {
 	t.Helper()
 	began := time.Now()
 	if err := p.prepare(t.Context(), t); err != nil {
@@ -277,7 +277,7 @@ func (p *pot) logs() string {
 	return string(out)
 }
 
-func (p *pot) ids(t *testing.T) bottle.DockerIDs {
+func (p *pot) ids(t testing.TB) bottle.DockerIDs {
 	t.Helper()
 	m, err := p.dir.LoadMetadata()
 	if err != nil || m.Docker == nil {
@@ -287,7 +287,7 @@ func (p *pot) ids(t *testing.T) bottle.DockerIDs {
 }
 
 // onEngine lists what is there of the bottle.
-func (p *pot) onEngine(t *testing.T) []string {
+func (p *pot) onEngine(t testing.TB) []string {
 	t.Helper()
 	f := filters.NewArgs(filters.Arg("label", "bottle.name="+p.m.Name))
 	var found []string
@@ -310,12 +310,12 @@ func (p *pot) onEngine(t *testing.T) []string {
 }
 
 // run runs an agent without a terminal, and returns its exit code and output.
-func (p *pot) run(t *testing.T, argv ...string) (int, string) {
+func (p *pot) run(t testing.TB, argv ...string) (int, string) {
 	t.Helper()
 	return p.agent(t, "", launch.Agent{Argv: argv})
 }
 
-func (p *pot) agent(t *testing.T, input string, a launch.Agent) (int, string) {
+func (p *pot) agent(t testing.TB, input string, a launch.Agent) (int, string) {
 	t.Helper()
 	in := tempFile(t, input)
 	out := tempFile(t, "")
@@ -331,7 +331,7 @@ func (p *pot) agent(t *testing.T, input string, a launch.Agent) (int, string) {
 	return code, string(b)
 }
 
-func tempFile(t *testing.T, content string) *os.File {
+func tempFile(t testing.TB, content string) *os.File {
 	t.Helper()
 	f, err := os.CreateTemp(t.TempDir(), "f")
 	if err != nil {
@@ -348,7 +348,7 @@ func tempFile(t *testing.T, content string) *os.File {
 }
 
 // hostAddr is an address of this machine that the outgoing network reaches.
-func (d *dock) hostAddr(t *testing.T) netip.Addr {
+func (d *dock) hostAddr(t testing.TB) netip.Addr {
 	t.Helper()
 	n, err := d.cli.NetworkInspect(t.Context(), "bridge", network.InspectOptions{})
 	if err != nil {
@@ -358,7 +358,7 @@ func (d *dock) hostAddr(t *testing.T) netip.Addr {
 }
 
 // eventually polls cond, which says what is still missing, for up to 30 s.
-func eventually(t *testing.T, cond func() string) {
+func eventually(t testing.TB, cond func() string) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()

@@ -1,7 +1,9 @@
 package launch_test
 
 import (
+	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -133,7 +135,7 @@ func TestDockerBundle(t *testing.T) {
 	}
 }
 
-func (p *pot) status(t *testing.T) bottle.InitStatus {
+func (p *pot) status(t testing.TB) bottle.InitStatus {
 	t.Helper()
 	var st bottle.InitStatus
 	if err := bottle.ReadJSON(p.dir.InitStatus(), 0, &st); err != nil {
@@ -143,7 +145,7 @@ func (p *pot) status(t *testing.T) bottle.InitStatus {
 }
 
 // overwrite changes a file in place, as apply does.
-func overwrite(t *testing.T, path string, b []byte) {
+func overwrite(t testing.TB, path string, b []byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -156,4 +158,38 @@ func overwrite(t *testing.T, path string, b []byte) {
 	if err := f.Truncate(int64(len(b))); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// From the first byte written to the word that egress has it in force.
+func BenchmarkDockerReload(b *testing.B) {
+	d := engine(b)
+	if d == nil {
+		return
+	}
+	p := newPot(b, d)
+	p.up(b)
+	var took []time.Duration
+	for i := 0; b.Loop(); i++ {
+		f := p.files(b, append(p.m.Egress.Routes, bottle.Route{Host: bottle.Host(fmt.Sprintf("h%d.test", i))})...)
+		want, err := bottle.CheckSeal(f.Routes)
+		if err != nil {
+			b.Fatal(err)
+		}
+		began := time.Now()
+		overwrite(b, p.dir.Routes(), f.Routes)
+		if err := p.Signal(b.Context(), bottle.SignalReload); err != nil {
+			b.Fatal(err)
+		}
+		eventually(b, func() string {
+			var st bottle.DaemonStatus
+			if err := bottle.ReadJSON(p.dir.DaemonStatus(bottle.DaemonEgress), 0, &st); err != nil || st.Revision != want {
+				return "egress has not the new revision"
+			}
+			return ""
+		})
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
 }
