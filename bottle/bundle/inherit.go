@@ -70,7 +70,7 @@ func Inherit() (*Inheritance, error) {
 	}
 	for i, name := range list {
 		unix.CloseOnExec(firstFD + i)
-		in.files[name] = os.NewFile(uintptr(firstFD+i), name) //nolint:gosec // G115: small and positive
+		in.files[name] = os.NewFile(uintptr(firstFD+i), name)
 	}
 	in.report.w = in.files[fdReport]
 	return in, nil

@@ -149,14 +149,14 @@ func (s *Supervisor) inherited(ctx context.Context, i *instance) ([]named, error
 		sockets = []held{{FDMCP, s.mcp}}
 	case bottle.DaemonPipelock:
 		sockets = []held{{FDGate, i.slot.socket}}
-		more = []named{{FDHandover, uintptr(s.pair[0])}, {FDAdopt, uintptr(s.pair[1])}} //nolint:gosec // G115: open descriptors
+		more = []named{{FDHandover, uintptr(s.pair[0])}, {FDAdopt, uintptr(s.pair[1])}}
 	}
 	var out []named
 	for _, h := range sockets {
 		if err := h.sock.revive(ctx); err != nil {
 			return nil, err
 		}
-		out = append(out, named{h.name, uintptr(h.sock.fd)}) //nolint:gosec // G115: an open descriptor
+		out = append(out, named{h.name, uintptr(h.sock.fd)})
 	}
 	return append(out, more...), nil
 }
@@ -219,8 +219,8 @@ func (s *Supervisor) onExit(e exit) {
 	i.ended = true
 	s.release(now, i)
 	log := s.log.With("daemon", d.name, "pid", i.proc.pid, "exit", describe(e.ws))
-	switch {
-	case i == d.cur:
+	switch i {
+	case d.cur:
 		d.cur, d.lastExit = nil, describe(e.ws)
 		if i.expected || s.stopping {
 			d.startAt = now
@@ -232,7 +232,7 @@ func (s *Supervisor) onExit(e exit) {
 		if failed {
 			s.fail(startError(d.name, e.ws, last))
 		}
-	case i == d.next:
+	case d.next:
 		d.next = nil
 		log.Warn("a new pipelock did not come up", "last_line", last)
 		s.refuse(d, "a new one did not come up: "+reason(e.ws, last))

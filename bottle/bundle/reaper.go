@@ -80,7 +80,7 @@ func (r *reaper) start(argv, env []string, files []uintptr) (*process, error) {
 	)
 	r.starts <- func() {
 		defer close(done)
-		pid, _, err = syscall.StartProcess(argv[0], argv, &syscall.ProcAttr{
+		pid, _, err = syscall.StartProcess(argv[0], argv, &syscall.ProcAttr{ //nolint:gosec // G204: a daemon's command line
 			Dir: "/", Env: env, Files: files,
 			Sys: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL},
 		})

@@ -53,7 +53,8 @@ func (s *socket) close() { _ = unix.Close(s.fd) }
 // bare takes the socket out of l, which is closed.
 func bare(l net.Listener, raw interface {
 	Control(f func(fd uintptr)) error
-}) (*socket, error) {
+},
+) (*socket, error) {
 	s := &socket{addr: l.Addr().String(), fd: -1}
 	var dup error
 	if err := raw.Control(func(fd uintptr) { s.fd, dup = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {

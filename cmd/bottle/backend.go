@@ -182,11 +182,11 @@ func showProgram(argv []string, workspace string) (out, shown []string, err erro
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, nil, err
 	}
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, p := range []string{path, real} {
+	for _, p := range []string{path, target} {
 		seen := strings.HasPrefix(p, workspace+"/") || slices.ContainsFunc(systemDirs, func(d string) bool { return strings.HasPrefix(p, d) })
 		if dir := filepath.Dir(p); !seen && !slices.Contains(shown, dir) {
 			shown = append(shown, dir)
