@@ -100,8 +100,11 @@ func (b *foreignBed) tunnel() (c net.Conn) {
 		}
 		_, _ = fmt.Fprintf(c, "CONNECT localhost:%s HTTP/1.1\r\nHost: localhost:%s\r\n\r\n", b.echo, b.echo)
 		res, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: http.MethodConnect})
-		if err == nil && res.StatusCode == http.StatusOK {
-			return true
+		if err == nil {
+			_ = res.Body.Close() // empty, or of a connection that is closed below
+			if res.StatusCode == http.StatusOK {
+				return true
+			}
 		}
 		_ = c.Close()
 		return false
