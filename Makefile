@@ -40,7 +40,7 @@ demo: build ## play the whole loop on this machine (ARGS=--yes: without asking)
 
 .PHONY: test
 test: ## run all tests with the race detector, after setting up what they need
-	@.ci/need cc git curl node
+	@.ci/need cc git curl node bwrap busybox
 	@.ci/engine require
 	@code=0; CGO_ENABLED=1 go test -race -timeout $(TEST_TIMEOUT) $(PKGS) || code=$$?; .ci/engine report; exit $$code
 
