@@ -36,6 +36,7 @@ build: ## build the static binaries into bin/
 
 .PHONY: demo
 demo: build ## play the whole loop on this machine (ARGS=--yes: without asking)
+	@.ci/need bwrap || echo 'the agent will not be confined'
 	./bin/bottle demo $(ARGS)
 
 .PHONY: test
@@ -47,7 +48,7 @@ test: ## run all tests with the race detector, after setting up what they need
 .PHONY: e2e
 e2e: ## run the real Claude Code in bottles, offline (needs node; npm installs it once)
 	@.ci/need curl node npm
-	@claude=$$(.ci/claude); BOTTLE_E2E_CLAUDE=$$claude go test -v -run '^TestClaudeCode$$' -timeout 10m -count 1 ./cmd/bottle
+	@claude=$$(.ci/claude); BOTTLE_E2E_CLAUDE=$$claude go test -v -run '^TestClaudeCode$$' -parallel 3 -timeout 10m -count 1 ./cmd/bottle
 
 .PHONY: lint
 lint: $(GOLANGCI) ## vet, lint, and check the format

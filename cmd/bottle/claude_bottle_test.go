@@ -36,6 +36,7 @@ type claudeBackend struct {
 	outside netip.Addr
 	// workspace is what the agent knows the workspace by.
 	workspace func(host string) string
+	sessions  []claudeSession
 }
 
 // A claudeBottle is a bottle made of examples/claude-code, with the test's model and site in

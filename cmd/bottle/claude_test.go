@@ -9,20 +9,40 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"bottle/bottle"
 	"bottle/mcp/claudetest"
 )
 
-// claudeTimeout bounds a session, which takes some five seconds.
-const claudeTimeout = time.Minute
+// claudeTimeout bounds a session, which takes some five seconds on a machine that has nothing else to do.
+const claudeTimeout = 2 * time.Minute
 
-// claudeBackends are where TestClaudeCode runs.
-var claudeBackends = []claudeBackend{
-	{name: "local", args: []string{"--backend", "local"}, outside: netip.MustParseAddr("127.0.0.1"), workspace: sameWorkspace},
-	{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, outside: netip.MustParseAddr("127.0.0.1"), workspace: sameWorkspace},
+// A claudeSession is one way to use Claude Code, and what happens to the bottle while it waits.
+type claudeSession struct {
+	name      string
+	run       func(*testing.T, string, claudeBackend, func(*claudeBottle, context.Context) error)
+	meanwhile func(*claudeBottle, context.Context) error
 }
+
+var (
+	loopback = netip.MustParseAddr("127.0.0.1")
+
+	claudeSessions = []claudeSession{
+		{"prints", claudePrints, (*claudeBottle).undisturbed},
+		{"prints over a restart", claudePrints, (*claudeBottle).restart},
+		{"talks", claudeTalks, (*claudeBottle).undisturbed},
+		{"talks over a restart and a kill", claudeTalks, (*claudeBottle).restartAndKill},
+	}
+
+	// claudeBackends are where TestClaudeCode runs.
+	claudeBackends = []claudeBackend{
+		{name: "local", args: []string{"--backend", "local"}, outside: loopback, workspace: sameWorkspace, sessions: claudeSessions},
+		{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, outside: loopback, workspace: sameWorkspace, sessions: claudeSessions[1:2]},
+	}
+)
 
 func sameWorkspace(host string) string { return host }
 
@@ -36,12 +56,12 @@ func TestClaudeCode(t *testing.T) {
 		return
 	}
 	for _, backend := range claudeBackends {
-		t.Run(backend.name, func(t *testing.T) {
-			t.Run("prints", func(t *testing.T) { claudePrints(t, program, backend, (*claudeBottle).undisturbed) })
-			t.Run("prints over a restart", func(t *testing.T) { claudePrints(t, program, backend, (*claudeBottle).restart) })
-			t.Run("talks", func(t *testing.T) { claudeTalks(t, program, backend, (*claudeBottle).undisturbed) })
-			t.Run("talks over a restart", func(t *testing.T) { claudeTalks(t, program, backend, (*claudeBottle).restart) })
-		})
+		for _, session := range backend.sessions {
+			t.Run(backend.name+" "+session.name, func(t *testing.T) {
+				t.Parallel()
+				session.run(t, program, backend, session.meanwhile)
+			})
+		}
 	}
 }
 
@@ -170,6 +190,22 @@ func (b *claudeBottle) undisturbed(context.Context) error { return nil }
 func (b *claudeBottle) restart(ctx context.Context) error {
 	_, err := b.operate(ctx, "restart", "implementer")
 	return err
+}
+
+// restartAndKill kills the daemon that Claude Code is connected to, too.
+func (b *claudeBottle) restartAndKill(ctx context.Context) error {
+	if err := b.restart(ctx); err != nil {
+		return err
+	}
+	dir, err := bottle.NewDir(filepath.Join(b.world.state, "implementer"))
+	if err != nil {
+		return err
+	}
+	var st bottle.DaemonStatus
+	if err := bottle.ReadJSON(dir.DaemonStatus(bottle.DaemonSupervise), 0, &st); err != nil {
+		return err
+	}
+	return syscall.Kill(st.PID, syscall.SIGKILL)
 }
 
 // checkSession looks at what the model was told, and at what was left of the key.

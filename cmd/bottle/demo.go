@@ -99,6 +99,9 @@ func (a *app) demo(ctx context.Context, yes bool) (err error) {
 
 // manifest allows the download alone, and lets pipelock reach the upstream on loopback.
 func (d *demo) manifest(root string) (string, error) {
+	if err := os.Mkdir(filepath.Join(root, "work"), 0o700); err != nil {
+		return "", err
+	}
 	ca := filepath.Join(root, "upstream-ca.pem")
 	if err := os.WriteFile(ca, d.upstream.caPEM, 0o600); err != nil {
 		return "", err
@@ -113,7 +116,7 @@ egress:
   resolve: {%s: 127.0.0.1, %s: 127.0.0.1, %s: 127.0.0.1}
   allow_cidrs: [127.0.0.0/8]
   upstream_ca: %s
-`, root, demoFiles, d.upstream.port, demoFiles, demoAPI, demoData, ca)
+`, filepath.Join(root, "work"), demoFiles, d.upstream.port, demoFiles, demoAPI, demoData, ca)
 	path := filepath.Join(root, "demo.yaml")
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
@@ -134,8 +137,13 @@ func (d *demo) run(ctx context.Context, root string) (err error) {
 	}
 	running, end := context.WithCancel(ctx)
 	defer end()
-	cmd := exec.CommandContext(running, self, "start", "--state-dir", d.a.set.StateDir, "-f", manifest, "--", //nolint:gosec // G204: ourselves
-		self, "demo-agent", bridge, strconv.Itoa(d.upstream.port))
+	args := []string{"start", "--state-dir", d.a.set.StateDir, "--backend", backendLocal, "-f", manifest}
+	confined := checkConfinement(ctx)
+	if confined != nil {
+		args = append(args, "--unconfined")
+	}
+	args = append(args, "--", self, "demo-agent", bridge, strconv.Itoa(d.upstream.port))
+	cmd := exec.CommandContext(running, self, args...) //nolint:gosec // G204: ourselves
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	cmd.Stderr = prompt.LineWriter(demoScreen{d, "start"})
@@ -148,6 +156,11 @@ func (d *demo) run(ctx context.Context, root string) (err error) {
 		return err
 	}
 	d.print("demo", "starting a bottle that allows GET https://%s/download and nothing else", demoFiles)
+	if confined == nil {
+		d.print("demo", "the agent runs in a sandbox of its own (bubblewrap)")
+	} else {
+		d.print("demo", "the agent runs unconfined: %v", confined)
+	}
 	if err := cmd.Start(); err != nil {
 		return err
 	}

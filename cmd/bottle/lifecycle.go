@@ -112,6 +112,9 @@ func (a *app) start(ctx context.Context, o startOptions) error {
 			return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
 		}
 	}
+	if err := c.noteWorkspace(a.err); err != nil {
+		return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
+	}
 	if err := c.bringUp(ctx, a); err != nil {
 		return err
 	}
@@ -124,6 +127,7 @@ func (a *app) start(ctx context.Context, o startOptions) error {
 	if stopErr == nil {
 		fmt.Fprintf(a.err, "bottle %s is stopped\n", m.Name)
 	}
+	c.reportWorkspace(a.err)
 	if runErr != nil {
 		if stopErr != nil {
 			fmt.Fprintln(a.err, "bottle: "+prompt.Text(stopErr.Error()))
@@ -341,6 +345,7 @@ func (a *app) stopCmd() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(a.out, "bottle %s is stopped\n", c.name)
+			c.reportWorkspace(a.err)
 			return nil
 		},
 	}
