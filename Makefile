@@ -47,7 +47,7 @@ test: ## run all tests with the race detector, after setting up what they need
 
 .PHONY: e2e
 e2e: ## run the real Claude Code in bottles, offline (needs node; npm installs it once)
-	@.ci/need curl node npm
+	@.ci/need bwrap curl node npm
 	@claude=$$(.ci/claude); BOTTLE_E2E_CLAUDE=$$claude go test -v -run '^TestClaudeCode$$' -parallel 3 -timeout 10m -count 1 ./cmd/bottle
 
 .PHONY: lint

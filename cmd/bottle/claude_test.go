@@ -205,7 +205,25 @@ func (b *claudeBottle) restartAndKill(ctx context.Context) error {
 	if err := bottle.ReadJSON(dir.DaemonStatus(bottle.DaemonSupervise), 0, &st); err != nil {
 		return err
 	}
-	return syscall.Kill(st.PID, syscall.SIGKILL)
+	if err := syscall.Kill(st.PID, syscall.SIGKILL); err != nil {
+		return err
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for { // until it runs again: meanwhile nothing can be approved
+		var init bottle.InitStatus
+		if err := bottle.ReadJSON(dir.InitStatus(), 0, &init); err != nil {
+			return err
+		}
+		if init.Ready && init.Daemons[bottle.DaemonSupervise].Restarts > 0 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("supervise did not come back: %w", ctx.Err())
+		}
+	}
 }
 
 // checkSession looks at what the model was told, and at what was left of the key.
