@@ -47,10 +47,13 @@ func (d *Docker) composeCmd(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// inProject runs compose on the project's file.
-func (d *Docker) inProject(ctx context.Context, args ...string) error {
+// inProject runs compose on the project's file. It keeps lock open, if that is not nil, until it ends.
+func (d *Docker) inProject(ctx context.Context, lock *os.File, args ...string) error {
 	all := append([]string{"-p", d.project(), "-f", d.composePath(), "--project-directory", d.dir.Path()}, args...)
 	cmd := d.composeCmd(ctx, all...)
+	if lock != nil {
+		cmd.ExtraFiles = []*os.File{lock}
+	}
 	said := &tail{max: maxComplaint}
 	cmd.Stdout, cmd.Stderr = said, said
 	if err := cmd.Run(); err != nil {
@@ -60,6 +63,33 @@ func (d *Docker) inProject(ctx context.Context, args ...string) error {
 		return d.complaint("docker compose "+args[0], said.String(), err)
 	}
 	return nil
+}
+
+// lockProject keeps making and removing apart: it waits until nobody does either, nor any
+// compose that was left behind. Closing the file lets go.
+func lockProject(ctx context.Context, dir *bottle.Dir) (*os.File, error) {
+	f, err := os.OpenFile(dir.Path("run", "compose.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the compose project: %w", err)
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, fmt.Errorf("lock the compose project: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			_ = f.Close()
+			return nil, fmt.Errorf("lock the compose project: %w", bottle.ErrLocked)
+		case <-tick.C:
+		}
+	}
 }
 
 func (d *Docker) composePath() string { return d.dir.Path("docker-compose.yml") }

@@ -164,34 +164,52 @@ func (d *Docker) Signal(ctx context.Context, s bottle.Signal) error {
 	return d.explain(fmt.Sprintf("signal %v to the bundle", s), err)
 }
 
+// dockerReadyTimeout bounds the wait for a bundle whose containers may still have to be made.
+const dockerReadyTimeout = 60 * time.Second
+
 // WaitReady waits until init says ready. If it ends instead, the error has its reason. By
 // then the agent's container must run too.
 func (d *Docker) WaitReady(ctx context.Context) (bottle.InitStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	ctx, cancel := context.WithTimeout(ctx, dockerReadyTimeout)
 	defer cancel()
 	look := time.NewTicker(2 * time.Millisecond)
 	defer look.Stop()
 	ask := time.NewTicker(250 * time.Millisecond) // the engine, which is dearer
 	defer ask.Stop()
+	var asked time.Time // about the init that started then
 	for {
-		var st bottle.InitStatus
-		err := bottle.ReadJSON(d.dir.InitStatus(), 0, &st)
-		if err == nil && st.Ready {
-			return st, d.agentSleeps(ctx)
-		}
-		if why := refused(st); err == nil && why != "" {
-			return st, fmt.Errorf("the daemons wait for a file that was damaged or edited by hand (%s); bottle routes edit (or allowlist edit) --bottle %s shows the difference, and adopts or drops it", why, d.dir.Name())
+		st, err := d.initStatus()
+		if err == nil && (st.Ready || refused(st) != "") && !st.StartedAt.Equal(asked) {
+			asked = st.StartedAt
+			if running, err := d.Running(ctx); err != nil && ctx.Err() == nil {
+				return st, err
+			} else if running {
+				// Only now is it sure to be of the container that runs: Ensure removes what an earlier one left.
+				if st, err = d.initStatus(); err == nil && st.Ready {
+					return st, d.agentSleeps(ctx)
+				}
+				if why := refused(st); err == nil && why != "" {
+					return st, fmt.Errorf("the daemons wait for a file that was damaged or edited by hand (%s); bottle routes edit (or allowlist edit) --bottle %s shows the difference, and adopts or drops it", why, d.dir.Name())
+				}
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return st, fmt.Errorf("the bundle is not ready: %s (its log: docker compose -p %s logs): %w", notReady(st), d.project(), ctx.Err())
 		case <-look.C:
 		case <-ask.C:
-			if err := d.ended(ctx, st); err != nil {
+			asked = time.Time{}
+			if err := d.ended(ctx, st); err != nil && ctx.Err() == nil {
 				return st, err
 			}
 		}
 	}
+}
+
+func (d *Docker) initStatus() (bottle.InitStatus, error) {
+	var st bottle.InitStatus
+	err := bottle.ReadJSON(d.dir.InitStatus(), 0, &st)
+	return st, err
 }
 
 // ended says why the bundle's container does not run, nil if it does or is not started yet.

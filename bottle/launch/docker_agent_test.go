@@ -15,6 +15,7 @@ import (
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
+	"bottle/bottle"
 	"bottle/bottle/launch"
 )
 
@@ -23,7 +24,13 @@ func TestDockerAgent(t *testing.T) {
 	if d == nil {
 		return
 	}
-	p := newPot(t, d)
+	p := newPot(t, d, func(m *bottle.Manifest) {
+		// Neither compose nor YAML may make anything of it.
+		m.Agent.Workspace = filepath.Join(t.TempDir(), "a $HOME ${b} #c")
+		if err := os.Mkdir(m.Agent.Workspace, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	})
 	p.up(t)
 
 	for name, c := range map[string]struct {

@@ -28,6 +28,11 @@ const downWait = 60 * time.Second
 func (d *Docker) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downWait)
 	defer cancel()
+	lock, err := lockProject(ctx, d.dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	list, err := d.containers(ctx)
 	if err != nil {
 		return err
@@ -38,12 +43,12 @@ func (d *Docker) Stop(ctx context.Context) error {
 			if err := d.dumpLogs(ctx); err != nil {
 				d.log.Warn("the containers' logs are lost", "error", err)
 			}
-			if err := d.inProject(ctx, "down", "--timeout", "3"); err != nil {
+			if err := d.inProject(ctx, nil, "down", "--timeout", "3"); err != nil {
 				d.log.Warn("compose could not bring the project down", "error", err)
 			}
 		}
 	}
-	return d.removeAll(ctx)
+	return d.removeLocked(ctx)
 }
 
 // StopBundle ends and removes the bundle's container alone: the agent's goes on, and [Docker.Ensure]
@@ -51,6 +56,11 @@ func (d *Docker) Stop(ctx context.Context) error {
 func (d *Docker) StopBundle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), downWait)
 	defer cancel()
+	lock, err := lockProject(ctx, d.dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	id, err := d.find(ctx, serviceSidecars)
 	if err != nil || id == "" {
 		return err
@@ -69,6 +79,17 @@ func (d *Docker) containers(ctx context.Context) ([]container.Summary, error) {
 
 // removeAll removes what has this bottle's labels, by the engine alone.
 func (d *Docker) removeAll(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, downWait)
+	defer cancel()
+	lock, err := lockProject(ctx, d.dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return d.removeLocked(ctx)
+}
+
+func (d *Docker) removeLocked(ctx context.Context) error {
 	_, err := remove(ctx, d.cli, d.mine())
 	return d.explain("tear down "+d.project(), err)
 }
@@ -155,6 +176,14 @@ func cleanupOne(ctx context.Context, cli *client.Client, dir *bottle.Dir, alive 
 		if alive(dir) {
 			return nil, nil
 		}
+		project, err := lockProject(now, dir)
+		if errors.Is(err, bottle.ErrLocked) {
+			return nil, nil // by a compose that was left behind: the next cleanup will do
+		}
+		if err != nil {
+			return nil, err
+		}
+		defer project.Close()
 	}
 	return remove(ctx, cli, filters.NewArgs(filters.Arg("label", labelState+"="+dir.Path())))
 }

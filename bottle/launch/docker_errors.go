@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
 	"github.com/docker/docker/client"
@@ -54,4 +55,14 @@ func gone(err error) error {
 		return nil
 	}
 	return err
+}
+
+// makeWait bounds what the engine is given to make something.
+const makeWait = 60 * time.Second
+
+// uninterrupted is ctx for a call that makes something. The engine goes on with one whose
+// caller has gone, and what it made then would be there after we had looked for what to remove. So an interrupt
+// is heeded when the call is over.
+func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), makeWait)
 }

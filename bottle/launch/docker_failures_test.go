@@ -20,6 +20,7 @@ import (
 	"github.com/docker/docker/api/types/image"
 	"github.com/docker/docker/api/types/network"
 	"github.com/docker/docker/client"
+	"golang.org/x/sys/unix"
 
 	"bottle/bottle"
 	"bottle/bottle/launch"
@@ -54,6 +55,11 @@ func TestDockerRefuses(t *testing.T) {
 		if !errors.Is(err, bottle.ErrNotFound) {
 			t.Errorf("%v", err)
 		}
+		nothingLeft(t, p)
+	})
+	t.Run("a colon in the workspace's path", func(t *testing.T) {
+		p := newPot(t, d, func(m *bottle.Manifest) { m.Agent.Workspace += "/a:b" })
+		says(t, p.prepare(t.Context(), t), "agent.workspace", "colon")
 		nothingLeft(t, p)
 	})
 	t.Run("none named", func(t *testing.T) {
@@ -183,6 +189,36 @@ func TestDockerInterrupted(t *testing.T) {
 				t.Errorf("left: %q", left)
 			}
 		})
+	}
+}
+
+// Who tears down waits for a compose whose parent was killed.
+func TestDockerStopWaitsForCompose(t *testing.T) {
+	d := engine(t)
+	if d == nil {
+		return
+	}
+	p := newPot(t, d)
+	lock, err := os.OpenFile(p.dir.Path("run", "compose.lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- p.Stop(t.Context()) }()
+	select {
+	case err := <-stopped:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -108,7 +108,12 @@ func (d *Docker) ensureOutgoing(ctx context.Context) (id string, err error) {
 func (d *Docker) createNetwork(ctx context.Context, name string, o network.CreateOptions) (string, error) {
 	off := false
 	o.Driver, o.EnableIPv6, o.Labels = "bridge", &off, d.labels()
-	r, err := d.cli.NetworkCreate(ctx, name, o)
+	whole, cancel := uninterrupted(ctx)
+	defer cancel()
+	r, err := d.cli.NetworkCreate(whole, name, o)
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return "", d.explain("create network "+name, err)
 	}
@@ -209,7 +214,9 @@ func (d *Docker) ensureVolume(ctx context.Context, u owner) error {
 	} else if gone(err) != nil {
 		return d.explain("inspect volume "+name, err)
 	}
-	_, err := d.cli.VolumeCreate(ctx, volume.CreateOptions{
+	whole, cancel := uninterrupted(ctx)
+	defer cancel()
+	_, err := d.cli.VolumeCreate(whole, volume.CreateOptions{
 		Name: name, Driver: "local", Labels: d.labels(),
 		DriverOpts: map[string]string{
 			"type": "tmpfs", "device": "tmpfs",

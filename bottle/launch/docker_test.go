@@ -1,6 +1,7 @@
 package launch_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"slices"
@@ -83,6 +84,11 @@ func TestDockerBundle(t *testing.T) {
 		})
 		if err := p.Signal(t.Context(), bottle.SignalReload); err == nil {
 			t.Error("a signal to a dead bundle is no error")
+		}
+		short, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		if st, err := p.WaitReady(short); err == nil {
+			t.Errorf("ready by what the dead one left: %+v", st)
 		}
 		began := time.Now()
 		if started, err := p.Ensure(t.Context()); err != nil || !started {

@@ -30,8 +30,20 @@ func (d *Docker) Prepare(ctx context.Context, f Files) (err error) {
 	if err := d.removeAll(ctx); err != nil {
 		return err
 	}
-	u, err := d.requirements(ctx)
+	for field, path := range map[string]string{"agent.workspace": d.manifest.Agent.Workspace, "the state directory": d.dir.Path()} {
+		if strings.Contains(path, ":") {
+			return fmt.Errorf("%s: %s has a colon, which the engine takes for the end of a path it mounts; use another: %w", field, path, bottle.ErrInvalid)
+		}
+	}
+	// First of all that the engine answers: what is missing on this machine matters after that.
+	u, err := d.operator(ctx)
 	if err != nil {
+		return err
+	}
+	if err := d.checkCompose(ctx); err != nil {
+		return err
+	}
+	if err := d.checkEngine(ctx); err != nil {
 		return err
 	}
 	defer func() {
@@ -60,7 +72,7 @@ func (d *Docker) Prepare(ctx context.Context, f Files) (err error) {
 	if err := d.render(subnet, u); err != nil {
 		return err
 	}
-	return d.inProject(ctx, "build", serviceAgent)
+	return d.inProject(ctx, nil, "build", serviceAgent)
 }
 
 // adapt puts the container's addresses and paths in bundle.json.
@@ -136,8 +148,11 @@ func (d *Docker) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	u, err := d.requirements(ctx)
+	u, err := d.operator(ctx)
 	if err != nil {
+		return err
+	}
+	if err := d.checkEngine(ctx); err != nil {
 		return err
 	}
 	if _, err := d.ensureInternal(ctx, subnet); err != nil {
@@ -161,10 +176,26 @@ func (d *Docker) start(ctx context.Context) error {
 	if err := d.render(subnet, u); err != nil {
 		return err
 	}
-	if err := d.inProject(ctx, "up", "--detach", "--no-recreate", "--no-build"); err != nil {
+	return d.up(ctx)
+}
+
+// up makes and starts the containers. Compose holds the project's lock itself, so that who
+// tears down waits for it even if we are killed meanwhile.
+func (d *Docker) up(ctx context.Context) error {
+	lock, err := lockProject(ctx, d.dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	whole, cancel := uninterrupted(ctx)
+	defer cancel()
+	if err := d.inProject(whole, lock, "up", "--detach", "--no-recreate", "--no-build"); err != nil {
 		return fmt.Errorf("start the bundle: %w", err)
 	}
-	return d.remember(ctx)
+	if err := d.remember(whole); err != nil {
+		return err
+	}
+	return ctx.Err()
 }
 
 func (d *Docker) render(subnet netip.Prefix, u owner) error {
@@ -223,21 +254,11 @@ func (d *Docker) find(ctx context.Context, service string) (string, error) {
 	return list[0].ID, nil
 }
 
-// requirements refuses what could not be started, before anything is made, and says who the
-// containers run as.
-func (d *Docker) requirements(ctx context.Context) (owner, error) {
+// operator is who the containers run as.
+func (d *Docker) operator(ctx context.Context) (owner, error) {
 	info, err := d.cli.Info(ctx)
 	if err != nil {
 		return owner{}, d.explain("ask the container engine", err)
-	}
-	if err := d.checkCompose(ctx); err != nil {
-		return owner{}, err
-	}
-	if err := d.checkProject(ctx); err != nil {
-		return owner{}, err
-	}
-	if err := d.checkImages(ctx); err != nil {
-		return owner{}, err
 	}
 	u := owner{uid: os.Getuid(), gid: os.Getgid()}
 	has := func(name string) bool {
@@ -250,6 +271,14 @@ func (d *Docker) requirements(ctx context.Context) (owner, error) {
 		u.hostUsers = true
 	}
 	return u, nil
+}
+
+// checkEngine refuses what the engine could not start, before anything is made.
+func (d *Docker) checkEngine(ctx context.Context) error {
+	if err := d.checkProject(ctx); err != nil {
+		return err
+	}
+	return d.checkImages(ctx)
 }
 
 // checkProject refuses a compose project of the same name that is not this bottle's.

@@ -1,0 +1,18 @@
+package launch
+
+import (
+	"context"
+	"io"
+)
+
+// CopyLogs writes what the containers have printed so far, of which there is nothing once they are removed:
+// [Docker.Stop] keeps it in compose.log.
+func (d *Docker) CopyLogs(ctx context.Context, w io.Writer) error {
+	cmd := d.composeCmd(ctx, "-p", d.project(), "-f", d.composePath(), "logs", "--no-color", "--timestamps")
+	said := &tail{max: maxComplaint}
+	cmd.Stdout, cmd.Stderr = w, said
+	if err := cmd.Run(); err != nil {
+		return d.complaint("docker compose logs", said.String(), err)
+	}
+	return nil
+}
