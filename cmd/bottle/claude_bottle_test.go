@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -32,6 +33,8 @@ import (
 type claudeBackend struct {
 	name string
 	args []string // of bottle start
+	// image is the agent's; empty: the program that the operator has.
+	image string
 	// outside is the address at which the bundle reaches the test.
 	outside netip.Addr
 	// workspace is what the agent knows the workspace by.
@@ -45,6 +48,7 @@ type claudeBottle struct {
 	t         *testing.T
 	backend   claudeBackend
 	model     *claudetest.Server
+	name      string
 	port      int // of the model and of the site, on all *.corp.example
 	key       string
 	world     *world
@@ -92,6 +96,7 @@ func newClaudeBottle(t *testing.T, program string, backend claudeBackend, script
 	b.env = []string{
 		"PATH=" + b.bin + ":" + programs + ":" + os.Getenv("PATH"), "HOME=" + t.TempDir(), "BOTTLE_STATE_DIR=" + state,
 		"TERM=xterm-256color", "LANG=C.UTF-8", "ANTHROPIC_API_KEY=" + b.key,
+		"DOCKER_HOST=" + os.Getenv("DOCKER_HOST"), "DOCKER_CONFIG=" + cmp.Or(os.Getenv("DOCKER_CONFIG"), os.ExpandEnv("${HOME}/.docker")),
 	}
 	return b
 }
@@ -112,6 +117,7 @@ func (b *claudeBottle) listen() net.Listener {
 		b.t.Fatal(err)
 	}
 	b.port = int(at.Port())
+	b.name = fmt.Sprintf("claude-%d", b.port)
 	return ln
 }
 
@@ -157,13 +163,16 @@ func (b *claudeBottle) count(r *http.Request) {
 	}
 }
 
+// home is the agent's, in the workspace. No other bottle's agent has one of this name.
+func (b *claudeBottle) home() string { return "home-of-" + b.name }
+
 // install puts Claude Code in the operator's PATH, and what it would ask a user at its first start
 // into a home in the workspace.
 func (b *claudeBottle) install(program string) {
 	if err := os.Symlink(program, filepath.Join(b.bin, "claude")); err != nil {
 		b.t.Fatal(err)
 	}
-	home := filepath.Join(b.workspace, "home")
+	home := filepath.Join(b.workspace, b.home())
 	if err := os.Mkdir(home, 0o700); err != nil {
 		b.t.Fatal(err)
 	}
@@ -183,9 +192,13 @@ func (b *claudeBottle) write(ca []byte) {
 	inside := b.backend.workspace(b.workspace)
 
 	dir := t.TempDir()
+	m.Name = b.name
+	if b.backend.image != "" {
+		m.Agent.Image = b.backend.image
+	}
 	m.Agent.Workspace = b.workspace
 	b.command = append(m.Agent.Command, "--strict-mcp-config", "--dangerously-skip-permissions")
-	for _, kv := range claudetest.Environ(inside+"/home", b.url(modelHost, "")) {
+	for _, kv := range claudetest.Environ(inside+"/"+b.home(), b.url(modelHost, "")) {
 		k, v, _ := strings.Cut(kv, "=")
 		m.Agent.Env[k] = v
 	}
@@ -290,7 +303,7 @@ func (b *claudeBottle) checkProcesses() {
 
 // processes are the agent's, with their environments.
 func (b *claudeBottle) processes() map[int]string {
-	own := "\x00CLAUDE_CONFIG_DIR=" + b.backend.workspace(b.workspace) + "/"
+	own := "\x00CLAUDE_CONFIG_DIR=" + b.backend.workspace(b.workspace) + "/" + b.home() + "/"
 	out := map[int]string{}
 	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, path := range environs {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -37,14 +38,43 @@ var (
 		{"talks over a restart and a kill", claudeTalks, (*claudeBottle).restartAndKill},
 	}
 
-	// claudeBackends are where TestClaudeCode runs.
-	claudeBackends = []claudeBackend{
-		{name: "local", args: []string{"--backend", "local"}, outside: loopback, workspace: sameWorkspace, sessions: claudeSessions},
-		{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, outside: loopback, workspace: sameWorkspace, sessions: claudeSessions[1:2]},
+	claudeOnDocker = []claudeSession{
+		{"prints over a restart", claudePrints, (*claudeBottle).restart},
+		{"talks over a restart", claudeTalks, (*claudeBottle).restart},
 	}
 )
 
-func sameWorkspace(host string) string { return host }
+// claudeBackends are where TestClaudeCode runs: here always, and on docker where there is an image.
+func claudeBackends(t *testing.T, image string) []claudeBackend {
+	t.Helper()
+	same := func(host string) string { return host }
+	all := []claudeBackend{
+		{name: "local", args: []string{"--backend", "local"}, outside: loopback, workspace: same, sessions: claudeSessions},
+		{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, outside: loopback, workspace: same, sessions: claudeSessions[1:2]},
+	}
+	if image == "" {
+		t.Log("nothing was run on docker: BOTTLE_E2E_IMAGE names no image with Claude Code in it")
+		return all
+	}
+	return append(all, claudeBackend{
+		name: "docker", args: []string{"--backend", "docker"}, image: image, outside: dockerHost(t),
+		workspace: func(string) string { return "/workspace" }, sessions: claudeOnDocker,
+	})
+}
+
+// dockerHost is this machine's address on the engine's default network, which containers reach it by.
+func dockerHost(t *testing.T) netip.Addr {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr, err := netip.ParseAddr(strings.TrimSpace(string(out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
 
 // TestClaudeCode runs the real Claude Code in a bottle, with a script for its model, which is
 // reached through the bottle as the real one would be. It is refused, asks, waits, is granted less
@@ -55,7 +85,7 @@ func TestClaudeCode(t *testing.T) {
 		t.Log("nothing was run: make e2e installs Claude Code and runs it in a bottle")
 		return
 	}
-	for _, backend := range claudeBackends {
+	for _, backend := range claudeBackends(t, os.Getenv("BOTTLE_E2E_IMAGE")) {
 		for _, session := range backend.sessions {
 			t.Run(backend.name+" "+session.name, func(t *testing.T) {
 				t.Parallel()
@@ -130,10 +160,12 @@ func claudePrints(t *testing.T, program string, backend claudeBackend, meanwhile
 		err = b.decide(running, meanwhile)
 	}
 	if err != nil {
-		t.Error(err)
 		cancel()
 	}
 	<-running.Done()
+	if err != nil {
+		t.Fatalf("%v\nbottle start: %v: %s\n%s", err, exit, errOut.String(), out.String())
+	}
 	if exit != nil || !strings.Contains(errOut.String(), "is stopped") {
 		t.Errorf("bottle start: %v: %s", exit, errOut.String())
 	}
@@ -167,7 +199,7 @@ func claudeTalks(t *testing.T, program string, backend claudeBackend, meanwhile 
 		func() error { return b.decide(ctx, meanwhile) },
 		func() error { return term.Await(ctx, 0, claudeAnswer) },
 		func() error { return term.Say(ctx, "/exit") },
-		func() error { return term.Await(ctx, 0, "bottle implementer is stopped") },
+		func() error { return term.Await(ctx, 0, "bottle "+b.name+" is stopped") },
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
@@ -188,16 +220,17 @@ func (b *claudeBottle) decide(ctx context.Context, meanwhile func(*claudeBottle,
 func (b *claudeBottle) undisturbed(context.Context) error { return nil }
 
 func (b *claudeBottle) restart(ctx context.Context) error {
-	_, err := b.operate(ctx, "restart", "implementer")
+	_, err := b.operate(ctx, "restart", b.name)
 	return err
 }
 
-// restartAndKill kills the daemon that Claude Code is connected to, too.
+// restartAndKill kills the daemon that Claude Code is connected to, too. Local backend alone: elsewhere
+// its pid is another process of this machine's.
 func (b *claudeBottle) restartAndKill(ctx context.Context) error {
 	if err := b.restart(ctx); err != nil {
 		return err
 	}
-	dir, err := bottle.NewDir(filepath.Join(b.world.state, "implementer"))
+	dir, err := bottle.NewDir(filepath.Join(b.world.state, b.name))
 	if err != nil {
 		return err
 	}
