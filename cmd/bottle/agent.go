@@ -127,10 +127,15 @@ func supported(m *bottle.Manifest, at place) error {
 		return errors.New("git: needs git-gate, which this version has not; remove it, and route the host under egress.routes")
 	case m.Approvals.Policy != "":
 		return errors.New("approvals.policy: this version has no policies; remove it, every request waits for you")
-	case m.Pipelock.Binary != "":
-		return errors.New("pipelock.binary: this version runs the built-in gate only; remove it")
 	case len(m.Pipelock.PassthroughDomains) > 0:
-		return errors.New("pipelock.passthrough_domains: is for the real pipelock, which this version does not run; remove it (a route's tls: passthrough is what you may want)")
+		return errors.New("pipelock.passthrough_domains: is about the interception of the real pipelock, which bottle does not turn on; remove it (a route's tls: passthrough is what you may want)")
+	case m.Pipelock.Binary == "":
+		return nil
+	case at.backend == backendLocal && len(m.Egress.Resolve) > 0:
+		return errors.New("egress.resolve: the real pipelock takes names from this machine alone; put them into /etc/hosts, or leave pipelock.binary empty for the built-in gate")
+	}
+	if _, err := exec.LookPath(m.Pipelock.Binary); err != nil {
+		return fmt.Errorf("pipelock.binary: %w; leave it empty for the built-in gate", err)
 	}
 	return nil
 }

@@ -147,11 +147,15 @@ func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, at place, log
 	if err != nil {
 		return nil, errors.Join(err, log.Close())
 	}
-	c.apply, err = apply.New(apply.Config{
+	cfg := apply.Config{
 		Dir: dir, Records: c.desk, Trail: c.trail, Signaler: c.backend, Pipelock: pipelock.Codec{},
 		Credentials: manifest.Credentials,
 		BaseRoutes:  func() ([]bottle.Route, error) { return ownRoutes(manifest), nil },
-	})
+	}
+	if manifest.Pipelock.Binary != "" {
+		cfg.BasePipelock = func() ([]byte, error) { return pipelock.RealBase(manifest.Egress.AllowCIDRs) }
+	}
+	c.apply, err = apply.New(cfg)
 	if err != nil {
 		return nil, errors.Join(err, log.Close())
 	}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+
+	"bottle/bottle/pipelock/pipelocktest"
 )
 
 // The scripts drive the real programs, built once for the run, with a real keeper and
@@ -58,7 +60,7 @@ func program(name string, args ...string) *exec.Cmd {
 }
 
 func TestMain(m *testing.M) {
-	testscript.Main(suite{m}, map[string]func(){"fetch": fetchMain})
+	testscript.Main(suite{m}, map[string]func(){"fetch": fetchMain, "pipelock": func() { os.Exit(pipelocktest.Main(os.Args[1:])) }})
 }
 
 func TestScripts(t *testing.T) { runScripts(t, "testdata/script") }
@@ -132,11 +134,19 @@ func setup(env *testscript.Env, up *upstream, left *leftovers) error {
 	env.Setenv("PORT", up.port)
 	env.Setenv("BADPORT", up.badPort)
 	env.Setenv("DOWNPORT", up.downPort)
+	standIn, err := exec.LookPath("pipelock") // among testscript's own commands
+	if err != nil {
+		return err
+	}
+	if standIn, err = filepath.EvalSymlinks(standIn); err != nil {
+		return err
+	}
+	env.Setenv("PIPELOCK", standIn)
 	ca := filepath.Join(env.WorkDir, "upstream-ca.pem")
 	if err := os.WriteFile(ca, up.ca, 0o600); err != nil {
 		return err
 	}
-	return fillManifests(env.WorkDir, strings.NewReplacer("$PORT", up.port, "$BADPORT", up.badPort, "$DOWNPORT", up.downPort, "$CA", ca))
+	return fillManifests(env.WorkDir, strings.NewReplacer("$PORT", up.port, "$BADPORT", up.badPort, "$DOWNPORT", up.downPort, "$CA", ca, "$PIPELOCK", standIn))
 }
 
 // manifest is what a script gets that brings none of its own.

@@ -19,6 +19,7 @@ import (
 	"bottle/bottle"
 	"bottle/bottle/audit"
 	"bottle/bottle/launch"
+	"bottle/bottle/pipelock"
 	"bottle/bottle/prompt"
 )
 
@@ -142,6 +143,11 @@ func (a *app) announce(m *bottle.Manifest, at place) {
 	fmt.Fprintf(a.err, "bottle %s is ready; decide what its agent asks for with: bottle review\n", m.Name)
 	if at.unconfined {
 		fmt.Fprintln(a.err, "the agent is not confined, as you said: it can reach the network around egress, read your files and tokens, and decide requests")
+	}
+	if m.Pipelock.Binary != "" {
+		for _, gap := range pipelock.RealGaps(at.backend == backendLocal) {
+			fmt.Fprintln(a.err, gap)
+		}
 	}
 	for _, name := range slices.Sorted(keysOf(m.Credentials)) {
 		if env := m.Credentials[name].TokenEnv; os.Getenv(env) == "" {
