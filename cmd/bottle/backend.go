@@ -23,6 +23,10 @@ const (
 	backendDocker = "docker"
 )
 
+// bundleImage is the image of the bundle, which image build makes and start looks for. A build
+// may stamp another name, as of a registry, or so that two versions don't share one.
+var bundleImage = launch.BundleImage
+
 // A backend is what a bottle's daemons and its agents run on.
 type backend interface {
 	launch.Backend
@@ -45,7 +49,7 @@ var (
 // newBackend opens a backend; nothing is started or asked.
 func newBackend(name string, dir *bottle.Dir, m *bottle.Manifest, unconfined bool, logger *slog.Logger) (backend, error) {
 	if name == backendDocker {
-		return launch.NewDocker(launch.DockerConfig{Dir: dir, Logger: logger, Manifest: m, Bridge: findBinary("bottle-mcp")})
+		return launch.NewDocker(launch.DockerConfig{Dir: dir, Logger: logger, Manifest: m, Image: bundleImage, Bridge: findBinary("bottle-mcp")})
 	}
 	l, err := launch.NewLocal(launch.LocalConfig{Dir: dir, Sidecars: findBinary("bottle-sidecars"), Logger: logger})
 	if err != nil {

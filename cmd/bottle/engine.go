@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"bottle/bottle"
 	"bottle/bottle/launch"
 )
 
@@ -44,7 +47,13 @@ makes both. The base images are build arguments; the engine pulls them if it has
 				return err
 			}
 			defer cli.Close()
-			return launch.BuildImages(cmd.Context(), launch.ImageConfig{Client: cli, Program: findBinary, Args: values, Progress: a.err}, args...)
+			tag := func(image string) string {
+				if image == launch.BundleImage {
+					return bundleImage
+				}
+				return image
+			}
+			return launch.BuildImages(cmd.Context(), launch.ImageConfig{Client: cli, Program: findBinary, Args: values, Tag: tag, Progress: a.err}, args...)
 		},
 	}
 	c.Flags().StringArrayVar(&buildArgs, "build-arg", nil, "NAME=VALUE, as the Dockerfiles name it; may be given again")
@@ -55,7 +64,8 @@ func (a *app) cleanupCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "cleanup", Short: "remove what killed bottles left on the container engine",
 		Long: `cleanup removes containers, networks and volumes of bottles that do not run any more, which
-it knows by their labels. It touches nothing of a bottle whose keeper lives, or that is being started or stopped.`,
+it knows by their labels. It touches nothing of a bottle whose keeper lives, or that is being started or stopped,
+and nothing of bottles in another state directory: those may be another operator's, and run.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cli, err := launch.NewEngine()
@@ -63,7 +73,7 @@ it knows by their labels. It touches nothing of a bottle whose keeper lives, or 
 				return err
 			}
 			defer cli.Close()
-			removed, err := launch.CleanupDocker(cmd.Context(), cli, nil)
+			removed, err := launch.CleanupDocker(cmd.Context(), cli, a.leave)
 			for _, r := range removed {
 				fmt.Fprintln(a.out, "removed "+r)
 			}
@@ -73,4 +83,16 @@ it knows by their labels. It touches nothing of a bottle whose keeper lives, or 
 			return err
 		},
 	}
+}
+
+// leave reports whether cleanup leaves a bottle alone: it may run.
+func (a *app) leave(dir *bottle.Dir) bool {
+	if filepath.Dir(dir.Path()) != a.set.StateDir {
+		return true
+	}
+	m, err := dir.LoadMetadata()
+	if errors.Is(err, bottle.ErrNotFound) {
+		return false // killed before that was written, or its directory was removed
+	}
+	return err != nil || m.Keeper.Alive()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"bottle/bottle"
+	"bottle/bottle/launch"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
 )
@@ -102,22 +104,36 @@ func describe(ctx context.Context, dir *bottle.Dir) bottleJSON {
 func (a *app) logsCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "logs NAME", Short: "print the logs of a bottle's daemons and of its keeper", Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := a.dirOf(args[0])
 			if err != nil {
 				return err
 			}
-			if _, err := dir.LoadMetadata(); err != nil {
+			m, err := dir.LoadMetadata()
+			if err != nil {
 				return err
 			}
-			for _, name := range []string{"sidecars.log", "keep.log"} {
-				if err := copyLog(a.out, dir.Path(name)); err != nil {
-					return err
-				}
+			switch {
+			case m.Backend != backendDocker:
+				err = copyLog(a.out, dir.Path("sidecars.log"))
+			case m.StoppedAt.IsZero():
+				err = a.copyContainerLogs(cmd.Context(), dir)
+			default:
+				err = copyLog(a.out, dir.Path("compose.log"))
 			}
-			return nil
+			return errors.Join(err, copyLog(a.out, dir.Path("keep.log")))
 		},
 	}
+}
+
+// copyContainerLogs prints what the containers of a bottle have printed, which the engine has.
+func (a *app) copyContainerLogs(ctx context.Context, dir *bottle.Dir) error {
+	d, err := launch.NewDocker(launch.DockerConfig{Dir: dir, Logger: quiet()})
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.CopyLogs(ctx, prompt.LineWriter(a.out))
 }
 
 // copyLog prints a log with nothing in it that could act on the terminal.
