@@ -47,8 +47,9 @@ test: ## run all tests with the race detector, after setting up what they need
 
 .PHONY: e2e
 e2e: ## run the real Claude Code in bottles, offline (needs node; npm installs it once)
-	@.ci/need bwrap curl node npm
-	@claude=$$(.ci/claude); BOTTLE_E2E_CLAUDE=$$claude go test -v -run '^TestClaudeCode$$' -parallel 3 -timeout 10m -count 1 ./cmd/bottle
+	@.ci/need bwrap busybox curl node npm
+	@claude=$$(.ci/claude); image=; ! .ci/engine answers || image=$$(.ci/claude image); \
+	BOTTLE_E2E_CLAUDE=$$claude BOTTLE_E2E_IMAGE=$$image go test -v -run '^TestClaudeCode$$' -parallel 3 -timeout 15m -count 1 ./cmd/bottle
 
 .PHONY: lint
 lint: $(GOLANGCI) ## vet, lint, and check the format

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -18,8 +17,9 @@ import (
 	"bottle/mcp/claudetest"
 )
 
-// claudeTimeout bounds a session, which takes some five seconds on a machine that has nothing else to do.
-const claudeTimeout = 2 * time.Minute
+// claudeTimeout bounds a session, which takes some five seconds on a machine that has nothing else to do,
+// ten on docker; an engine with much else to do takes minutes.
+const claudeTimeout = 4 * time.Minute
 
 // A claudeSession is one way to use Claude Code, and what happens to the bottle while it waits.
 type claudeSession struct {
@@ -49,31 +49,20 @@ func claudeBackends(t *testing.T, image string) []claudeBackend {
 	t.Helper()
 	same := func(host string) string { return host }
 	all := []claudeBackend{
-		{name: "local", args: []string{"--backend", "local"}, outside: loopback, workspace: same, sessions: claudeSessions},
-		{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, outside: loopback, workspace: same, sessions: claudeSessions[1:2]},
+		{name: "local", args: []string{"--backend", "local"}, programs: programs, outside: loopback, workspace: same, sessions: claudeSessions},
+		{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, programs: programs, outside: loopback, workspace: same, sessions: claudeSessions[1:2]},
 	}
 	if image == "" {
 		t.Log("nothing was run on docker: BOTTLE_E2E_IMAGE names no image with Claude Code in it")
 		return all
 	}
-	return append(all, claudeBackend{
-		name: "docker", args: []string{"--backend", "docker"}, image: image, outside: dockerHost(t),
-		workspace: func(string) string { return "/workspace" }, sessions: claudeOnDocker,
-	})
-}
-
-// dockerHost is this machine's address on the engine's default network, which containers reach it by.
-func dockerHost(t *testing.T) netip.Addr {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}").Output()
-	if err != nil {
-		t.Fatal(err)
+	if d := newDock(t); d != nil {
+		all = append(all, claudeBackend{
+			name: "docker", args: []string{"--backend", "docker"}, programs: d.dir, image: image, outside: d.at,
+			workspace: func(string) string { return "/workspace" }, sessions: claudeOnDocker,
+		})
 	}
-	addr, err := netip.ParseAddr(strings.TrimSpace(string(out)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return addr
+	return all
 }
 
 // TestClaudeCode runs the real Claude Code in a bottle, with a script for its model, which is
