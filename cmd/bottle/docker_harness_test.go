@@ -264,7 +264,14 @@ func (p *potted) inside(code int, argv ...string) string {
 // install puts fetch where the agent has it.
 func (p *potted) install() {
 	p.t.Helper()
-	b, err := os.ReadFile(filepath.Join(p.dock.dir, "fetch"))
+	program, err := os.Executable()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if p.dock != nil {
+		program = filepath.Join(p.dock.dir, "fetch")
+	}
+	b, err := os.ReadFile(program)
 	if err != nil {
 		p.t.Fatal(err)
 	}
