@@ -149,6 +149,11 @@ func (a *app) announce(m *bottle.Manifest, at place) {
 			fmt.Fprintln(a.err, gap)
 		}
 	}
+	a.missingTokens(m)
+}
+
+// missingTokens says which credentials the keeper will not have: it reads them from our environment.
+func (a *app) missingTokens(m *bottle.Manifest) {
 	for _, name := range slices.Sorted(keysOf(m.Credentials)) {
 		if env := m.Credentials[name].TokenEnv; os.Getenv(env) == "" {
 			fmt.Fprintf(a.err, "credential %s: %s is not set, so what needs it will be refused; set it, then bottle restart %s\n", name, env, m.Name)
@@ -418,6 +423,7 @@ func (a *app) restartCmd() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(a.out, "bottle %s is ready again\n", c.name)
+			a.missingTokens(c.manifest)
 			return nil
 		},
 	}
