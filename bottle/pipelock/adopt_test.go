@@ -238,7 +238,7 @@ func TestPairIsChecked(t *testing.T) {
 		"end of a SOCK_SEQPACK": {end(t, p.handover), end(t, s.adopt)},
 	} {
 		_, err := pipelock.NewGate(pipelock.GateConfig{
-			Config: config, Listen: "127.0.0.1:0", Handover: ends[0], Adopt: ends[1], Logger: slog.New(slog.DiscardHandler),
+			Config: config, Listener: listenOn(t, "127.0.0.1:0"), Handover: ends[0], Adopt: ends[1], Logger: slog.New(slog.DiscardHandler),
 		})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)

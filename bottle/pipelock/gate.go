@@ -42,13 +42,11 @@ type Resolver interface {
 // GateConfig configures the built-in gate.
 type GateConfig struct {
 	Config   string       // required: path of the live, sealed pipelock.yaml
-	Listener net.Listener // TCP of loopback to serve on, inherited from init; Run closes it. Or
-	Listen   string       // host:port of loopback to listen on, if there is no Listener
+	Listener net.Listener // required: TCP of loopback to serve on, inherited from init; Run closes it
 	Secret   string       // what egress must know, see bottle.ProxyUserinfo; empty: nothing is asked for
 	// Report is told what is in force: at the start, after each reload, and at the end. Its
-	// error is logged, and the gate goes on.
+	// error is logged, and the gate goes on. nil: nobody.
 	Report     func(bottle.DaemonStatus) error
-	StatusPath string            // where to write the same if there is no Report; empty: nowhere
 	Resolve    map[string]string // host -> IP address, before any resolver; still classified
 	AllowCIDRs []netip.Prefix    // address classes that the operator opened; see allow.Classify
 	Resolver   Resolver          // nil: the system's
@@ -125,17 +123,18 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 		return nil, errors.New("pipelock gate: Config is required: the path of pipelock.yaml")
 	case cfg.Logger == nil:
 		return nil, errors.New("pipelock gate: Logger is required")
-	case cfg.Listener == nil && cfg.Listen == "":
-		return nil, errors.New("pipelock gate: one of Listener and Listen is required")
+	case cfg.Listener == nil:
+		return nil, errors.New("pipelock gate: Listener is required")
+	}
+	// Whoever reaches the gate is taken for egress.
+	if a, ok := cfg.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
+		return nil, fmt.Errorf("pipelock gate: serve on %s: give a TCP listener of a loopback address", cfg.Listener.Addr())
 	}
 	if err := checkPair(cfg); err != nil {
 		return nil, err
 	}
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
-	}
-	if cfg.Report == nil && cfg.StatusPath != "" {
-		cfg.Report = func(st bottle.DaemonStatus) error { return bottle.WriteStatus(cfg.StatusPath, st) }
 	}
 	g := &Gate{
 		cfg:      cfg,
@@ -163,35 +162,13 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pipelock gate: not started: %w", err)
 	}
-	g.table = t
-	if g.listener, err = listener(cfg); err != nil {
-		return nil, err
-	}
+	g.table, g.listener = t, cfg.Listener
 	g.newForward()
 	g.status = bottle.DaemonStatus{
 		Schema: bottle.Schema, Daemon: bottle.DaemonPipelock, PID: os.Getpid(), Instance: g.instance,
 		Listen: g.listener.Addr().String(), Revision: t.revision, LoadedAt: time.Now().UTC(),
 	}
 	return g, nil
-}
-
-// listener returns the one that the gate was given, or makes one. Whoever reaches the gate
-// is taken for egress, so it must be of loopback either way.
-func listener(cfg GateConfig) (net.Listener, error) {
-	if cfg.Listener != nil {
-		if a, ok := cfg.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
-			return nil, fmt.Errorf("pipelock gate: serve on %s: give a TCP listener of a loopback address", cfg.Listener.Addr())
-		}
-		return cfg.Listener, nil
-	}
-	if a, err := netip.ParseAddrPort(cfg.Listen); err != nil || !a.Addr().IsLoopback() {
-		return nil, fmt.Errorf("pipelock gate: listen on %q: give a loopback address and a port, such as 127.0.0.1:0", cfg.Listen)
-	}
-	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", cfg.Listen)
-	if err != nil {
-		return nil, fmt.Errorf("pipelock gate: listen on %s: %w", cfg.Listen, err)
-	}
-	return l, nil
 }
 
 // Addr returns the address that the gate listens on.

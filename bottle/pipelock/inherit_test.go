@@ -53,7 +53,7 @@ func TestInheritedListenerOutlivesTheGate(t *testing.T) {
 	port := echo(t)
 	sock, addr := held(t)
 	gate := func() *running {
-		return start(t, func(c *pipelock.GateConfig) { c.Listen, c.Listener = "", inherit(t, sock) }, entry("a.test", port))
+		return start(t, func(c *pipelock.GateConfig) { c.Listener = inherit(t, sock) }, entry("a.test", port))
 	}
 	first := gate()
 	if first.addr != addr {

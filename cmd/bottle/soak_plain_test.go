@@ -49,8 +49,12 @@ func soakGate(text string) error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return err
+	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
-		Config: cfg.Config, Listen: cfg.Listen, Resolve: cfg.Resolve,
+		Config: cfg.Config, Listener: l, Resolve: cfg.Resolve,
 		AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
