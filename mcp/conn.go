@@ -26,7 +26,7 @@ type conn struct {
 	running sync.WaitGroup
 
 	mu     sync.Mutex
-	active int              // calls whose goroutine runs
+	active int              // calls that are not answered, or whose goroutine still runs though they were cancelled
 	calls  map[string]*call // by idKey: those that were neither answered nor cancelled
 }
 
@@ -37,6 +37,7 @@ type call struct {
 	method string
 	size   int
 	cancel context.CancelFunc
+	given  bool // its place among the calls in flight, back
 }
 
 // ServeConn serves one client until it hangs up or ctx is done, and then cancels its calls,
@@ -151,10 +152,21 @@ func (c *conn) start(ctx context.Context, k *call, line []byte) {
 
 func (c *conn) end(k *call) {
 	k.cancel()
-	c.srv.pending.give(k.size)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.give(k)
+}
+
+// give makes room for another call; the caller holds mu. An answered call gives it up before
+// its answer goes out, as a client may send its next call on reading that; a cancelled one
+// when its goroutine has ended, as that is what is bounded.
+func (c *conn) give(k *call) {
+	if k.given {
+		return
+	}
+	k.given = true
 	c.active--
+	c.srv.pending.give(k.size)
 }
 
 // settle takes the call out of the table just before its answer is written, and reports
@@ -166,6 +178,7 @@ func (c *conn) settle(k *call) bool {
 		return false
 	}
 	delete(c.calls, k.key)
+	c.give(k)
 	return true
 }
 

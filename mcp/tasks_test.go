@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"bottle/bottle"
+	"bottle/mcp"
 )
 
 // What Claude Code 2.1.330 says of itself with each request, in its interactive mode and, without
@@ -163,7 +164,7 @@ func TestTasksUnderAFlood(t *testing.T) {
 			t.Fatalf("request %d: %s", i, a.raw)
 		}
 	}
-	got, err := c.pipeline(polls, 16, func(i int) string { return onTask(i, "tasks/get", ids[i%len(ids)]) })
+	got, err := c.pipeline(polls, mcp.MaxCalls, func(i int) string { return onTask(i, "tasks/get", ids[i%len(ids)]) })
 	if err != nil {
 		t.Errorf("%d of %d polls answered: %v", len(got), polls, err)
 	}
