@@ -27,7 +27,8 @@ const usage = `usage: bottle-mcp [--socket PATH] [--wait DURATION]
 It bridges stdin and stdout to a bottle's MCP socket.
 
   --socket PATH    the socket; default $BOTTLE_MCP_SOCKET, else ` + defaultSocket + `
-  --wait DURATION  for how long a call waits for a bottle that is down; default 10s
+  --wait DURATION  for how long a call waits for a bottle that is down; default 45s, which is
+                   less than the minute that most clients give a call
 `
 
 func main() {

@@ -18,15 +18,19 @@ const (
 	MaxCall  = 256 << 10 // bytes of a message that the bundle takes; longer ones are answered here
 	MaxCalls = 256       // calls in flight, listens included
 
-	// DefaultWait is how long a call waits for a bundle that is down.
-	DefaultWait = 10 * time.Second
-	// lateWait is the same for a call that comes when the bundle has been down for longer than
-	// that: enough for one more dial.
+	// DefaultWait is how long a call waits for a bundle that is down: longer than a bundle takes to come
+	// back on a slow machine (a container that is made anew, a keeper that is started again), shorter
+	// than the minute after which the protocol's SDKs give a request up, so that the client learns why
+	// there is no answer. Claude Code itself would wait for 30 minutes and more. A look at a task
+	// waits that long at least, whatever [Config.Wait] says: nobody's turn is held up by it, while a
+	// client that gets a few errors in a row gives the task up (Claude Code: five).
+	DefaultWait = 45 * time.Second
+	// helloWait is the most that a client's first message waits. Claude Code gives a server 30 s to
+	// come up, and shows its user an error that it gets before.
+	helloWait = 25 * time.Second
+	// lateWait is the most for a call that comes when the bundle has been down for longer than it would
+	// have waited: enough for one more dial.
 	lateWait = 2 * maxBackoff
-	// pollWait is the least that a look at a task waits. Nobody's turn is held up by it, while a
-	// client that gets a few errors in a row gives the task up (Claude Code: five). It is below
-	// the minute after which the protocol's SDKs give a request up.
-	pollWait = 45 * time.Second
 
 	drainTime = time.Second // for answers in flight after the end of the input
 	maxSends  = 8           // of one call: one that the bundle dies of isn't sent for ever

@@ -13,6 +13,7 @@ import (
 
 const (
 	methodInitialize = "initialize"
+	methodDiscover   = "server/discover"
 	methodListen     = "subscriptions/listen"
 	methodCall       = "tools/call"
 	methodTasksGet   = "tasks/get"
@@ -23,7 +24,7 @@ const (
 
 // harmless are the methods that may be sent twice: they read, or set what is set already.
 var harmless = []string{
-	methodInitialize, methodListen, "ping", "server/discover", "tools/list", "resources/list", "resources/templates/list",
+	methodInitialize, methodDiscover, methodListen, "ping", "tools/list", "resources/list", "resources/templates/list",
 	"resources/read", "resources/subscribe", "resources/unsubscribe", "prompts/list", "prompts/get", "completion/complete",
 	"logging/setLevel", methodTasksGet, "tasks/update", "tasks/cancel", "tasks/result", "tasks/list",
 }
@@ -216,14 +217,17 @@ func (b *Bridge) hold(k *call) {
 		return
 	}
 	now := time.Now()
-	switch {
-	case k.method == methodTasksGet:
-		k.until = now.Add(max(b.wait, pollWait))
-	case now.Sub(b.down) >= b.wait:
-		k.until = now.Add(min(b.wait, lateWait))
-	default:
-		k.until = now.Add(b.wait)
+	wait := b.wait
+	switch k.method {
+	case methodTasksGet:
+		wait = max(wait, DefaultWait)
+	case methodInitialize, methodDiscover:
+		wait = min(wait, helloWait)
 	}
+	if k.method != methodTasksGet && now.Sub(b.down) >= wait {
+		wait = min(wait, lateWait)
+	}
+	k.until = now.Add(wait)
 	select {
 	case b.wake <- struct{}{}:
 	default:

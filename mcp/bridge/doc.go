@@ -8,8 +8,8 @@
 // (initialize, or each open subscriptions/listen), and sends again each call in flight that
 // does no harm twice. A request_allowlist_change is among them because the bridge gives each
 // one a key, by which the queue knows it again. Any other lost call is answered with what to
-// do. While there is no bundle calls wait for it, but not for long; a look at a task (tasks/get)
-// waits longer, for its client would soon take the task for lost. The bridge knows no tasks:
+// do. While there is no bundle calls wait for it, but for less than their client would; a look at a
+// task (tasks/get) always does, for its client would soon take the task for lost. The bridge knows no tasks:
 // they are the bundle's, which finds them again on disk.
 //
 // The trust boundary: none. The bridge has no right that the agent has not, and the server
