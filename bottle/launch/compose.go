@@ -22,7 +22,6 @@ const (
 	socketsInside   = "/run/bottle"
 	caInside        = "/etc/bottle/ca.pem"
 	caBundleInside  = "/etc/bottle/ca-bundle.pem"
-	mcpConfigInside = "/etc/bottle/mcp.json"
 	bridgeInside    = "/usr/local/bin/bottle-mcp"
 	pipelockInside  = "/usr/local/bin/pipelock"
 )
@@ -226,7 +225,7 @@ func (d *Docker) agent(subnet netip.Prefix, u owner) composeService {
 		rw(d.manifest.Agent.Workspace, workspaceInside),
 		ro(d.dir.CACert(), caInside),
 		ro(caBundle(d.dir), caBundleInside),
-		ro(mcpConfig(d.dir), mcpConfigInside),
+		ro(mcpConfigFile(d.dir), mcpConfigInside),
 	}
 	if d.bridge != "" {
 		s.Volumes = append(s.Volumes, ro(d.bridge, bridgeInside))

@@ -2,12 +2,10 @@ package launch
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -318,15 +316,9 @@ func (d *Docker) checkImages(ctx context.Context) error {
 	return nil
 }
 
-// mcpConfig is the agent's MCP configuration, as Claude Code and others read it.
-func mcpConfig(dir *bottle.Dir) string { return dir.Path("run", "mcp.json") }
+// mcpConfigFile is mounted into the agent's container.
+func mcpConfigFile(dir *bottle.Dir) string { return dir.Path("run", "mcp.json") }
 
 func writeMCPConfig(dir *bottle.Dir) error {
-	b, err := json.MarshalIndent(map[string]any{"mcpServers": map[string]any{
-		"bottle": map[string]any{"type": "stdio", "command": "bottle-mcp", "args": []string{"--socket", filepath.Join(socketsInside, "mcp.sock")}},
-	}}, "", "  ")
-	if err != nil {
-		return err
-	}
-	return bottle.WriteFile(mcpConfig(dir), append(b, '\n'), 0o644)
+	return bottle.WriteFile(mcpConfigFile(dir), []byte(mcpConfig), 0o644)
 }

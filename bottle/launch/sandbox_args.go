@@ -176,6 +176,7 @@ func (s *Sandbox) root(c *commandLine, uid, gid int) {
 	c.file("/etc/resolv.conf", sandboxDNS)
 	c.add("--ro-bind", s.dir.CACert(), bottleDir+"/ca.pem", "--ro-bind", caBundle(s.dir), bottleDir+"/ca-bundle.pem",
 		"--ro-bind", s.mcp, sandboxBin+"/bottle-mcp")
+	c.file(mcpConfigInside, mcpConfig)
 
 	c.add("--dev", "/dev")
 	if has(guardPIDs) {

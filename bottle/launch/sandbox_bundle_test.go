@@ -2,6 +2,7 @@ package launch
 
 import (
 	"context"
+	"encoding/json"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -63,11 +64,21 @@ func TestSandboxReachesTheBundle(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.box = box
+	var mcp struct {
+		Servers map[string]struct {
+			Command string
+			Args    []string
+		} `json:"mcpServers"`
+	}
+	if _, out := d.run("cat", "/etc/bottle/mcp.json"); json.Unmarshal([]byte(out), &mcp) != nil {
+		t.Fatalf("no MCP configuration: %s", out)
+	}
+	server := mcp.Servers["bottle"]
 	for _, tt := range []struct{ name, script, want string }{
 		{"what egress enforces", `curl -sS -H 'Accept: application/json' http://egress.bottle.internal/routes`, "allowed.example.com"},
 		{"a refusal inside TLS, by the bottle's CA", `curl -sS https://forbidden.example.com/`, "forbidden.example.com"},
 		{"without the secret", `curl -sS --proxy http://127.0.0.1:3128 http://allowed.example.com/`, "proxy"},
-		{"the MCP server", `echo '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}' | bottle-mcp`, `"serverInfo"`},
+		{"the MCP server", `echo '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}' | ` + server.Command + " " + strings.Join(server.Args, " "), `"serverInfo"`},
 		{"past the proxy", `curl -sS --noproxy '*' --connect-timeout 2 http://192.0.2.1/ 2>&1`, "Couldn't connect"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 const (
 	sandboxHome  = "/home/agent"
 	socketsDir   = "/run/bottle"     // the contents of run/agent
-	bottleDir    = "/etc/bottle"     // the CA
+	bottleDir    = "/etc/bottle"     // the CA, mcp.json
 	sandboxBin   = "/etc/bottle/bin" // bottle-mcp
 	sandboxProxy = "127.0.0.1:3128"  // where egress is reached
 	sandboxPath  = sandboxBin + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -39,6 +39,7 @@ func TestSandboxRuns(t *testing.T) {
 		{"a home that lasts", []string{"sh", "-c", "test ! -e ~/kept && touch ~/kept && ls ~"}, 0, "kept"},
 		{"a home that lasted", []string{"sh", "-c", "ls ~"}, 0, "kept"},
 		{"the bridge in PATH", []string{"bottle-mcp", "--help"}, 0, "usage: bottle-mcp"},
+		{"the MCP configuration", []string{"cat", "/etc/bottle/mcp.json"}, 0, mcpConfig},
 		{"the CA", []string{"sh", "-c", `test -r "$SSL_CERT_FILE" && head -1 /etc/bottle/ca.pem`}, 0, "BEGIN CERTIFICATE"},
 		{"a private /tmp, for writing", []string{"sh", "-c", "touch /tmp/x /run/x /dev/shm/x && ls /tmp/x"}, 0, "/tmp/x"},
 		{"no such command", []string{"nonesuch"}, 127, "nonesuch can't be run in the sandbox"},

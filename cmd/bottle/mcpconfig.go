@@ -10,12 +10,14 @@ import (
 
 func (a *app) mcpConfigCmd() *cobra.Command {
 	c := &cobra.Command{
-		Use: "mcp-config", Short: "print the MCP configuration for an agent in the bottle",
-		Long: `print the MCP configuration for an agent in the bottle, as Claude Code and others read it:
+		Use: "mcp-config", Short: "print the MCP configuration for an agent outside of the sandbox",
+		Long: `print the MCP configuration for an agent on this machine, outside of the bottle's sandbox, as
+Claude Code and others read it:
 
   bottle mcp-config --bottle NAME > .mcp.json
 
-or pass the file to claude --mcp-config.`,
+or pass the file to claude --mcp-config. The paths are this machine's. In the sandbox, on either
+backend, the same with the sandbox's paths is /etc/bottle/mcp.json.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			name, err := a.oneName()
