@@ -181,10 +181,19 @@ const (
 
 // install puts bytes into an open config file and, if there is a bundle, has them confirmed.
 func (a *Applier) install(ctx context.Context, ts *targets, f fileChange, way direction) error {
+	confirm, err := a.write(ts, f, way)
+	if err != nil {
+		return err
+	}
+	return confirm(ctx)
+}
+
+// write puts bytes into an open config file. What it returns has them confirmed, if there is a bundle.
+func (a *Applier) write(ts *targets, f fileChange, way direction) (confirm func(context.Context) error, err error) {
 	before := a.look(f.File)
 	rev, err := bottle.CheckSeal(f.New)
 	if err != nil {
-		return fmt.Errorf("%s: %w", f.File, err)
+		return nil, fmt.Errorf("%s: %w", f.File, err)
 	}
 	t := ts.open[f.File]
 	spend := a.withReserve
@@ -192,14 +201,16 @@ func (a *Applier) install(ctx context.Context, ts *targets, f fileChange, way di
 		spend = spare
 	}
 	if err := spend(func() error { return t.write(f.New) }); err != nil {
-		return err
+		return nil, err
 	}
 	if !ts.live {
-		return nil
+		return func(context.Context) error { return nil }, nil
 	}
-	err = a.confirm(ctx, f.File, rev, signalFor(f.File, f.Replace), before, way == goingBack || t.doubt != nil)
-	if err != nil && t.doubt != nil {
-		return fmt.Errorf("%w (%w)", err, t.doubt)
-	}
-	return err
+	return func(ctx context.Context) error {
+		err := a.confirm(ctx, f.File, rev, signalFor(f.File, f.Replace), before, way == goingBack || t.doubt != nil)
+		if err != nil && t.doubt != nil {
+			return fmt.Errorf("%w (%w)", err, t.doubt)
+		}
+		return err
+	}, nil
 }

@@ -27,7 +27,8 @@ func TestRefusedWideningIsRolledBack(t *testing.T) {
 		{"pipelock refuses", func(f *bundle) { f.refuse[bottle.PipelockFile] = "security downgrade" }, "pipelock refused the new config: security downgrade"},
 		{"egress hangs", func(f *bundle) { f.hang[bottle.RoutesFile] = true }, "egress did not say within 60ms"},
 		{"pipelock hangs", func(f *bundle) { f.hang[bottle.PipelockFile] = true }, "pipelock did not say within 60ms"},
-		{"signals are swallowed", func(f *bundle) { f.drop = 1 << 30 }, "pipelock did not say"},
+		{"one refuses, one hangs", func(f *bundle) { f.refuse[bottle.RoutesFile], f.hang[bottle.PipelockFile] = "no", true }, "egress refused the new config: no"},
+		{"signals are swallowed", func(f *bundle) { f.drop = 1 << 30 }, "did not say within 60ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, bedConfig{adjust: quick})

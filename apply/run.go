@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"bottle/bottle"
 )
 
@@ -128,16 +130,10 @@ func (a *Applier) narrow(ctx context.Context, c *change, s step, ts *targets) (f
 	return failure, err
 }
 
-// widen writes the files in order and takes all of them back if one is not confirmed, or the approval not recorded.
+// widen takes all files back if one is not confirmed, or the approval not recorded.
 func (a *Applier) widen(ctx context.Context, c *change, s step, ts *targets, record func() error) (failure, err error) {
 	c.Widened = true
-	written := s.Files
-	for i, f := range s.Files {
-		if failure = a.install(ctx, ts, f, widening); failure != nil {
-			written = s.Files[:i+1]
-			break
-		}
-	}
+	written, failure := a.open(ctx, s.Files, ts)
 	if failure == nil {
 		if err := record(); err != nil {
 			failure = fmt.Errorf("taken back, because the record can't be written: %w", err)
@@ -147,6 +143,25 @@ func (a *Applier) widen(ctx context.Context, c *change, s step, ts *targets, rec
 		return nil, nil
 	}
 	return &stepError{false, failure}, a.rollBack(context.WithoutCancel(ctx), c, written, ts)
+}
+
+// open writes the files in order, and returns those that it came to. Their daemons take them side by side: a request
+// passes only where all of them allow it, so none opens anything alone.
+func (a *Applier) open(ctx context.Context, files []fileChange, ts *targets) (written []fileChange, err error) {
+	others, ctx := errgroup.WithContext(ctx)
+	for i, f := range files {
+		confirm, err := a.write(ts, f, widening)
+		if err == nil && i < len(files)-1 {
+			others.Go(func() error { return confirm(ctx) })
+			continue
+		}
+		if err == nil {
+			err = confirm(ctx)
+		}
+		others.Go(func() error { return err }) // which, if there is one, ends the wait for the others
+		return files[:i+1], others.Wait()
+	}
+	return nil, nil
 }
 
 // rollBack restores the old bytes of files, the last one written first: taking back a widening is a narrowing.
