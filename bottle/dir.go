@@ -158,6 +158,16 @@ func (d *Dir) HopFile() string { return d.Path("run", "bundle", DaemonEgress, "h
 // DaemonStatus is the path of a daemon's status.
 func (d *Dir) DaemonStatus(daemon string) string { return d.Path("status", daemon+".json") }
 
+// AccessLog is where init writes egress' access log, see [AccessLine]: one file for what was
+// allowed, another for what was refused or failed. Each has an older one beside it, see
+// [logfile.OlderSuffix].
+func (d *Dir) AccessLog(refusals bool) string {
+	if refusals {
+		return d.Path("status", "access-refused.jsonl")
+	}
+	return d.Path("status", "access.jsonl")
+}
+
 // Lock takes the bottle's lock, which every change of state is made under, waiting until
 // ctx ends. The file is private to the host: a lock on a file that is mounted into the
 // sandbox could be held by the sandbox.

@@ -26,6 +26,7 @@ const (
 	FDGate      = "gate"      // pipelock: one of its loopback ports
 	FDHandover  = "handover"  // pipelock: one end of a socket pair that all of a bundle's share
 	FDAdopt     = "adopt"     // pipelock: the other end
+	FDAccess    = "access"    // egress: a pipe for its access log
 	fdReport    = "report"    // all: where the status goes
 )
 
@@ -120,6 +121,24 @@ func (in *Inheritance) UnixConn(name string) (*net.UnixConn, error) {
 		return nil, errors.Join(fmt.Errorf("inherited socket %q: not a unix socket: %w", name, bottle.ErrInvalid), c.Close())
 	}
 	return u, nil
+}
+
+// Pipe returns an inherited pipe. Writes to it obey deadlines, so that an end need not wait for
+// who reads it.
+func (in *Inheritance) Pipe(name string) (*os.File, error) {
+	f, err := in.File(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err == nil {
+		err = unix.SetNonblock(fd, true)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("inherited pipe %q: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil //nolint:gosec // G115: an open descriptor
 }
 
 // Report tells init what this daemon's status is. init alone writes status/, so that no daemon can

@@ -73,7 +73,7 @@ func (s *Supervisor) launch(d *daemon, at *slot) (*instance, error) {
 	if i.foreign {
 		env = foreignEnv(s.env)
 	}
-	var reports *os.File
+	var reports, access *os.File
 	if !i.foreign {
 		r, report, err := os.Pipe()
 		if err != nil {
@@ -87,6 +87,15 @@ func (s *Supervisor) launch(d *daemon, at *slot) (*instance, error) {
 			return nil, err
 		}
 		more = append(more, named{fdReport, report.Fd()})
+		if d.name == bottle.DaemonEgress {
+			var lines *os.File
+			if access, lines, err = os.Pipe(); err != nil {
+				_ = r.Close()
+				return nil, err
+			}
+			defer lines.Close()
+			more = append(more, named{FDAccess, lines.Fd()})
+		}
 		names := make([]string, len(more))
 		for n, m := range more {
 			files, names[n] = append(files, m.fd), m.name
@@ -98,6 +107,9 @@ func (s *Supervisor) launch(d *daemon, at *slot) (*instance, error) {
 		close(end)
 		if reports != nil {
 			_ = reports.Close()
+		}
+		if access != nil {
+			_ = access.Close()
 		}
 		return nil, fmt.Errorf("start %s: %w", argv[0], err)
 	}
@@ -112,6 +124,9 @@ func (s *Supervisor) launch(d *daemon, at *slot) (*instance, error) {
 		s.procs.Go(func() { s.watchForeign(i, heard, end) })
 	} else {
 		s.procs.Go(func() { s.readReports(i, reports) })
+	}
+	if access != nil {
+		s.procs.Go(func() { s.readAccess(i, access) })
 	}
 	s.procs.Go(func() {
 		ws := <-i.proc.done

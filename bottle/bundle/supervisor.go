@@ -37,6 +37,7 @@ type Supervisor struct {
 	bundle  *bottle.BundleConfig
 	daemons []*daemon // in the order of their start
 	files   map[string]*file
+	access  accessFiles
 	started time.Time
 
 	// What daemons are started with, and egress is pointed at.
@@ -107,6 +108,8 @@ func (s *Supervisor) Run(ctx context.Context) error {
 		return err
 	}
 	defer unlock()
+	s.access.dir = s.cfg.Dir
+	defer s.access.close()
 	s.started = time.Now().UTC()
 	defer s.closeSockets()
 	if err := s.prepare(ctx); err != nil {
