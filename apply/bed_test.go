@@ -87,8 +87,14 @@ func (b *bed) open(cfg bedConfig) {
 	must(b.tb, err)
 	b.bundle = newBundle(b.dir, cfg.down)
 	b.tb.Cleanup(func() { b.close() })
+	b.applier = b.newApplier(cfg.adjust)
+}
+
+// newApplier is another process's; nil adjusts nothing.
+func (b *bed) newApplier(adjust func(*apply.Config)) *apply.Applier {
+	b.tb.Helper()
 	ac := apply.Config{
-		Dir: b.dir, Records: b.desk, Trail: trail, Signaler: b.bundle, Pipelock: pipelock.Codec{}, Credentials: creds,
+		Dir: b.dir, Records: b.desk, Trail: queue.AuditTrail{Log: b.log}, Signaler: b.bundle, Pipelock: pipelock.Codec{}, Credentials: creds,
 		BaseRoutes: func() ([]bottle.Route, error) {
 			doc, err := bottle.ParseRoutes([]byte(baseRoutes))
 			if err != nil {
@@ -97,11 +103,12 @@ func (b *bed) open(cfg bedConfig) {
 			return doc.Routes(), nil
 		},
 	}
-	if cfg.adjust != nil {
-		cfg.adjust(&ac)
+	if adjust != nil {
+		adjust(&ac)
 	}
-	b.applier, err = apply.New(ac)
+	a, err := apply.New(ac)
 	must(b.tb, err)
+	return a
 }
 
 func (b *bed) close() {

@@ -12,10 +12,13 @@ import (
 	"bottle/bottle"
 )
 
-// quick is for bundles that do not answer.
+// quick is for bundles that do not answer, and insistent for those that answer in the end.
 func quick(c *apply.Config) {
-	c.ConfirmTimeout, c.ResignalEvery = 60*time.Millisecond, 10*time.Millisecond
+	insistent(c)
+	c.ConfirmTimeout = 150 * time.Millisecond
 }
+
+func insistent(c *apply.Config) { c.ResignalEvery = 10 * time.Millisecond }
 
 func TestRefusedWideningIsRolledBack(t *testing.T) {
 	for _, tt := range []struct {
@@ -25,10 +28,10 @@ func TestRefusedWideningIsRolledBack(t *testing.T) {
 	}{
 		{"egress refuses", func(f *bundle) { f.refuse[bottle.RoutesFile] = "no such credential" }, "egress refused the new config: no such credential"},
 		{"pipelock refuses", func(f *bundle) { f.refuse[bottle.PipelockFile] = "security downgrade" }, "pipelock refused the new config: security downgrade"},
-		{"egress hangs", func(f *bundle) { f.hang[bottle.RoutesFile] = true }, "egress did not say within 60ms"},
-		{"pipelock hangs", func(f *bundle) { f.hang[bottle.PipelockFile] = true }, "pipelock did not say within 60ms"},
+		{"egress hangs", func(f *bundle) { f.hang[bottle.RoutesFile] = true }, "egress did not say within 150ms"},
+		{"pipelock hangs", func(f *bundle) { f.hang[bottle.PipelockFile] = true }, "pipelock did not say within 150ms"},
 		{"one refuses, one hangs", func(f *bundle) { f.refuse[bottle.RoutesFile], f.hang[bottle.PipelockFile] = "no", true }, "egress refused the new config: no"},
-		{"signals are swallowed", func(f *bundle) { f.drop = 1 << 30 }, "did not say within 60ms"},
+		{"signals are swallowed", func(f *bundle) { f.drop = 1 << 30 }, "did not say within 150ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBed(t, bedConfig{adjust: quick})
@@ -51,13 +54,14 @@ func TestRefusedWideningIsRolledBack(t *testing.T) {
 			noJournal(t, b)
 			// The bottle is as it was: the next one goes through.
 			b.bundle.set(func(f *bundle) { clear(f.refuse); clear(f.hang); f.drop = 0 })
+			b.applier = b.newApplier(nil)
 			b.grant("d.example.com", session)
 		})
 	}
 }
 
 func TestRefusalOfAnEarlierTryIsNotThisOnes(t *testing.T) {
-	b := newBed(t, bedConfig{adjust: quick})
+	b := newBed(t, bedConfig{adjust: insistent})
 	b.bundle.set(func(f *bundle) { f.refuse[bottle.PipelockFile] = "not now" })
 	rec := b.ask(bottle.Ask{Add: entries("c.example.com"), Reason: "x"})
 	_, err := b.approve(rec, b.intent(rec, session))
@@ -77,8 +81,9 @@ func TestLostSignalIsSentAgain(t *testing.T) {
 func TestUnconfirmedNarrowingStaysAndKills(t *testing.T) {
 	for file, kill := range map[string]bottle.Signal{bottle.RoutesFile: bottle.SignalRestartEgress, bottle.PipelockFile: bottle.SignalRestartPipelock} {
 		t.Run(file, func(t *testing.T) {
-			b := newBed(t, bedConfig{adjust: quick})
+			b := newBed(t, bedConfig{})
 			rec := b.grant("c.example.com", session)
+			b.applier = b.newApplier(quick)
 			b.bundle.set(func(f *bundle) { f.hang[file] = true })
 			out, err := b.applier.Revoke(t.Context(), rec.Short, operator)
 			if !errors.Is(err, bottle.ErrUnconfirmed) || !strings.Contains(err.Error(), "was killed and stays down until it has loaded it") {
