@@ -2,6 +2,7 @@ package egress
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"time"
@@ -40,6 +41,9 @@ type Config struct {
 	UpstreamCA []byte
 	// Credentials are those of the manifest, by name; nil means none.
 	Credentials map[string]bottle.Credential
+	// AccessLog gets the access log, whole lines of JSON, each a [bottle.AccessLine]. Nil: there is none.
+	// If it has SetWriteDeadline, as a pipe has, a stop does not wait for who reads it.
+	AccessLog io.Writer
 	// Reload asks for the hop and the routes to be read anew; each message is a reload.
 	// It is never closed.
 	Reload <-chan struct{}

@@ -29,6 +29,7 @@ type exchange struct {
 	websocket     bool
 	key           string // Sec-WebSocket-Key
 	closeAfter    bool   // the connection is no longer framed; see [wireConn]
+	entry         *entry // of the access log; nil for what egress answers itself
 }
 
 type (
@@ -47,7 +48,7 @@ func (ex *exchange) refusal(status int, reason string) *refusal {
 	}
 	return &refusal{
 		status: status, layer: layerEgress, host: string(ex.query.Host), port: ex.query.Port, tls: ex.query.TLS,
-		method: ex.query.Method, path: path, reason: reason, close: ex.closeAfter,
+		method: ex.query.Method, path: path, reason: reason, close: ex.closeAfter, entry: ex.entry,
 	}
 }
 
@@ -72,6 +73,7 @@ func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 		n.reason = "https goes through CONNECT host:port, not through a plain request"
 	}
 	if n.reason != "" {
+		s.logRefusal(n)
 		n.write(w, r.Header["Accept"]) // no rule forbade it, so it is no denial
 		return
 	}
@@ -139,6 +141,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 		s.introspect(w, r, ex)
 		return
 	}
+	ex.entry = s.begin(ex, r, target)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	whole := false
+	defer func() { s.finish(ctx, ex.entry, whole) }()
 	if r.Method == http.MethodTrace || r.Method == http.MethodConnect {
 		// An upstream echoes a TRACE, and what was put into it.
 		n := ex.refusal(http.StatusMethodNotAllowed, r.Method+" is not passed on")
@@ -146,9 +153,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 		n.write(w, accept)
 		return
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
-	defer cancel(nil)
-	f := &flow{cancel: cancel, conn: conn}
+	f := &flow{cancel: cancel, conn: conn, entry: ex.entry}
 	s.flows.add(f)
 	defer s.forget(f)
 	if n := s.admit(f, ex); n != nil {
@@ -168,8 +173,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 		_ = http.NewResponseController(w).EnableFullDuplex()
 	}
 	out := r.WithContext(context.WithValue(ctx, exchangeKey{}, ex))
-	out.Header = header
+	out.Header, out.Body = header, ex.entry.upload(r.Body)
 	s.proxy.ServeHTTP(informed{w, ex}, out)
+	whole = true // else it panics
 }
 
 // admit judges the exchange, spends its grant if it is for one use, finds its credential,
@@ -186,6 +192,7 @@ func (s *Server) admit(f *flow, ex *exchange) *refusal {
 			return n
 		}
 		route := snap.routes[v.Route]
+		f.entry.route = &snap.routes[v.Route]
 		ex.path, ex.limited, ex.credential = v.Path, len(route.Matches) > 0, route.Credential
 		if n := ex.twin(route, s.keys.credentials[route.Credential].Header); n != nil {
 			return n
@@ -299,6 +306,7 @@ func (s *Server) modify(res *http.Response) error {
 		if !ex.websocket || !acceptsWebsocket(res, ex.key) {
 			return errors.New("it switched protocols without being asked to")
 		}
+		res.Body = ex.entry.upgraded(res.Body)
 		return nil
 	}
 	if ex.closeAfter {

@@ -89,7 +89,9 @@ type informed struct {
 
 // WriteHeader implements [http.ResponseWriter].
 func (w informed) WriteHeader(status int) {
-	if status < http.StatusOK && status != http.StatusSwitchingProtocols {
+	if status >= http.StatusOK {
+		w.ex.entry.status.Store(int64(status))
+	} else if status != http.StatusSwitchingProtocols {
 		h := w.Header()
 		h.Del(layerHeader)
 		h.Del("Alt-Svc")
@@ -98,6 +100,13 @@ func (w informed) WriteHeader(status int) {
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements [io.Writer].
+func (w informed) Write(b []byte) (int, error) {
+	n, err := w.ResponseWriter.Write(b)
+	w.ex.entry.down.Add(int64(n))
+	return n, err
 }
 
 // Unwrap is for [http.ResponseController].

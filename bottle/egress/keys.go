@@ -57,6 +57,18 @@ func (k *keyring) token(name string) string {
 	return k.tokens[name]
 }
 
+// redact returns text without the tokens that are held.
+func (k *keyring) redact(text string) string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, token := range k.tokens {
+		if len(token) >= minRedacted {
+			text = strings.ReplaceAll(text, token, strings.Repeat("*", len(token)))
+		}
+	}
+	return text
+}
+
 // needs returns the names of the credentials that have not been handed over, sorted.
 func (k *keyring) needs() []string {
 	k.mu.RLock()

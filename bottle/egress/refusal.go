@@ -24,8 +24,9 @@ type refusal struct {
 	reason  string
 	nearest string
 	ask     *bottle.Ask
-	failure bool // nothing was forbidden: something did not work
-	close   bool // the connection can't be used on
+	failure bool   // nothing was forbidden: something did not work
+	close   bool   // the connection can't be used on
+	entry   *entry // of the access log, if that has one which is under way
 }
 
 // The JSON of a refusal.
@@ -173,12 +174,12 @@ func (r *refusal) wire() []byte {
 // note records the refusal for /denials and, if it is the first of its kind, in the log.
 // A failure is logged alone: there is nothing to ask for.
 func (s *Server) note(r *refusal) {
+	s.logRefusal(r)
 	if !r.failure {
 		first := s.denials.add(bottle.Denial{
 			Host: r.host, Port: r.port, Method: r.method, Path: r.path, Layer: r.layer,
 			Reason: r.reason, Nearest: r.nearest, Ask: r.ask,
 		})
-		s.count(countRefused)
 		if !first {
 			return
 		}

@@ -31,6 +31,7 @@ type flow struct {
 	cancel   context.CancelCauseFunc
 	conn     *clientConn // the agent's side
 	claimed  string      // the once grant that the flow has spent; its own goroutine alone reads it
+	entry    *entry      // of the access log
 }
 
 func newRegistry() *registry { return &registry{flows: map[*flow]struct{}{}} }
@@ -39,6 +40,12 @@ func (r *registry) add(f *flow) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.flows[f] = struct{}{}
+}
+
+func (r *registry) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.flows)
 }
 
 func (r *registry) remove(f *flow) {

@@ -36,12 +36,14 @@ type Server struct {
 	now      func() time.Time
 	instance string
 	counts   counts
-	over     int // timed grants of the snapshot that had ended when last swept; steer's alone
+	told     [counters]uint64 // by the newest report; steer's alone
+	over     int              // timed grants of the snapshot that had ended when last swept; steer's alone
 
 	snap    atomic.Pointer[snapshot]
 	flows   *registry
 	spent   *spentLog
 	denials *denials
+	access  *accessLog
 	keys    *keyring
 	leaves  *leaves
 	hop     *hop
@@ -88,6 +90,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
+	s.access = newAccessLog(cfg.AccessLog, s.now, s.keys.redact, &s.counts[countDropped])
 	s.leaves, s.denials = newLeaves(authority, s.now), newDenials(s.now)
 	if s.up, err = newUpstreams(s.hop, cfg.UpstreamCA); err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
@@ -117,6 +120,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.keySocket.SetUnlinkOnClose(false) // the socket outlives this process, and so does the agent's
 	s.tunnels = newQueue(s.listener.Addr())
 
+	defer s.access.start()()
 	group, ctx := errgroup.WithContext(ctx)
 	took := make(chan struct{}, 1)
 	outer := s.server(ctx, s.servePlain)
@@ -245,6 +249,8 @@ func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
 	s.report(last)
 	tick := time.NewTicker(endsTick)
 	defer tick.Stop()
+	counted := time.NewTicker(statusEvery)
+	defer counted.Stop()
 	for {
 		var ticks <-chan time.Time
 		if s.snap.Load().timed {
@@ -258,6 +264,10 @@ func (s *Server) steer(ctx context.Context, took <-chan struct{}) error {
 			s.report(last)
 		case <-took:
 			s.report(last)
+		case <-counted.C:
+			if s.tally() != s.told {
+				s.report(last)
+			}
 		case <-ticks:
 			if n := s.ended(s.snap.Load()); n != s.over {
 				s.over = n

@@ -53,8 +53,9 @@ func buffered(r *bufio.Reader) ([]byte, error) {
 
 // relay copies both ways between two connections, passing half-closes on, until both
 // directions have ended or ctx does; then both are closed. Nothing is buffered beyond one
-// copy, and between two TCP connections the kernel splices.
-func relay(ctx context.Context, a, b halfCloser) {
+// copy, and between two TCP connections the kernel splices. It returns the bytes from a to b and
+// from b to a, and whether both directions ended by themselves.
+func relay(ctx context.Context, a, b halfCloser) (up, down int64, whole bool) {
 	end := func() {
 		_ = a.Close()
 		_ = b.Close()
@@ -62,15 +63,21 @@ func relay(ctx context.Context, a, b halfCloser) {
 	stop := context.AfterFunc(ctx, end)
 	defer stop()
 	defer end()
-	pump := func(dst, src halfCloser) {
-		if _, err := io.Copy(dst, src); err != nil {
+	pump := func(dst, src halfCloser) (int64, error) {
+		n, err := io.Copy(dst, src)
+		if err != nil {
 			end() // neither side may wait for one that is gone
-			return
+			return n, err
 		}
 		_ = dst.CloseWrite()
+		return n, nil
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() { pump(a, b) })
-	wg.Go(func() { pump(b, a) })
+	var (
+		wg             sync.WaitGroup
+		upErr, downErr error
+	)
+	wg.Go(func() { down, downErr = pump(a, b) })
+	wg.Go(func() { up, upErr = pump(b, a) })
 	wg.Wait()
+	return up, down, upErr == nil && downErr == nil
 }

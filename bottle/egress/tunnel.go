@@ -107,14 +107,15 @@ func (s *Server) openTunnel(ctx context.Context, cancel context.CancelCauseFunc,
 // splice relays a passthrough tunnel, unless it is refused after all; then that is said in
 // a TLS of our own.
 func (s *Server) splice(ctx context.Context, cancel context.CancelCauseFunc, conn *prefixed, t *tunnel) {
-	f := &flow{cancel: cancel, conn: t.conn}
+	e := &entry{host: string(t.to.host), port: t.to.port, method: http.MethodConnect, protocol: protocolTunnel, began: s.now()}
+	f := &flow{cancel: cancel, conn: t.conn, entry: e}
 	s.flows.add(f)
 	defer s.forget(f)
 	if t.refused = s.admitTunnel(f, t.to); t.refused != nil {
 		s.terminate(ctx, conn, t)
 		return
 	}
-	up, err := s.hop.connect(ctx, t.to)
+	upstream, err := s.hop.connect(ctx, t.to)
 	if err != nil {
 		if context.Cause(ctx) != nil {
 			_ = conn.Close()
@@ -127,10 +128,14 @@ func (s *Server) splice(ctx context.Context, cancel context.CancelCauseFunc, con
 	}
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		_ = conn.Close()
-		_ = up.Close()
+		_ = upstream.Close()
 		return
 	}
-	relay(ctx, conn, up)
+	e.status.Store(http.StatusOK)
+	up, down, whole := relay(ctx, conn, upstream)
+	e.up.Store(up)
+	e.down.Store(down)
+	s.finish(ctx, e, whole)
 }
 
 // admitTunnel judges a tunnel that is to be spliced, spends its grant if it is for one
@@ -163,6 +168,7 @@ func (s *Server) admitTunnel(f *flow, to authority) *refusal {
 			}
 			claimed, f.claimed = g.Request, g.Request
 		}
+		f.entry.route = &snap.routes[v.Route]
 		question := s.tunnelQuestion(to, claimed)
 		f.question.Store(&question)
 		if s.flows.generation.Load() == generation {

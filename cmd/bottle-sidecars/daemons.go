@@ -24,6 +24,10 @@ func runEgress(ctx context.Context, d *bundle.Daemon) error {
 	if err != nil {
 		return err
 	}
+	access, err := d.Pipe(bundle.FDAccess)
+	if err != nil {
+		return err
+	}
 	s, err := egress.New(egress.Config{
 		Routes:       d.Dir.Live(bottle.RoutesFile),
 		Report:       d.Report,
@@ -39,6 +43,7 @@ func runEgress(ctx context.Context, d *bundle.Daemon) error {
 		GateSecret:   d.Config.GateSecret,
 		UpstreamCA:   []byte(d.Config.UpstreamCA),
 		Credentials:  d.Config.Credentials,
+		AccessLog:    access,
 		Reload:       d.Reload,
 		Logger:       d.Logger,
 	})
