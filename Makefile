@@ -18,7 +18,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 
 ARGS         ?=
 PKGS         ?= ./...
-TEST_TIMEOUT ?= 10m
+TEST_TIMEOUT ?= 20m
 FUZZTIME     ?= 5m
 CRASH_ROUNDS ?= 10000
 SOAK         ?= 10m
@@ -47,9 +47,10 @@ test: ## run all tests with the race detector, after setting up what they need
 
 .PHONY: e2e
 e2e: ## run the real Claude Code in bottles, offline (needs node; npm installs it once)
-	@.ci/need bwrap busybox curl node npm
+	@.ci/need bwrap busybox curl git ps node npm
+	@.ci/engine require
 	@claude=$$(.ci/claude); image=; ! .ci/engine answers || image=$$(.ci/claude image); \
-	BOTTLE_E2E_CLAUDE=$$claude BOTTLE_E2E_IMAGE=$$image go test -v -run '^TestClaudeCode$$' -parallel 3 -timeout 15m -count 1 ./cmd/bottle
+	BOTTLE_E2E_CLAUDE=$$claude BOTTLE_E2E_IMAGE=$$image CGO_ENABLED=0 go test -v -run '^TestClaudeCode$$' -parallel 3 -timeout 15m -count 1 ./cmd/bottle; .ci/engine report
 
 .PHONY: lint
 lint: $(GOLANGCI) ## vet, lint, and check the format

@@ -171,7 +171,7 @@ func (h *heir) open(port int) *net.TCPConn {
 	if !ok {
 		h.t.Fatalf("%T", c)
 	}
-	if err := c.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		h.t.Fatal(err)
 	}
 	if _, err := fmt.Fprintf(c, "CONNECT a.test:%d HTTP/1.1\r\nHost: a.test\r\n\r\n", port); err != nil {

@@ -177,7 +177,7 @@ func (p *soakProcess) end(t *testing.T) {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	err := p.cmd.Wait()
 	p.cmd = nil
-	if err != nil {
+	if err != nil && err.Error() != "signal: terminated" { // that is one that had no handler yet, on a busy machine
 		t.Fatalf("the gate ended with %v", err)
 	}
 }
