@@ -40,5 +40,8 @@
 //
 // Messages are parsed and written anew by net/http on both sides, never relayed as
 // bytes, so that a request which two parsers could read in two ways does not get through
-// as the agent wrote it. Bodies stream. HTTP/1.1 is spoken on both sides.
+// as the agent wrote it. Bodies stream. Either side speaks HTTP/1.1 or HTTP/2: an agent that
+// offers HTTP/2 is answered by what its upstream speaks, which is asked before the answer
+// ([transports.learn]), so that gRPC and the like go through as they are and nothing is
+// translated without need. Each stream is judged as a request of its own.
 package egress

@@ -29,6 +29,9 @@ type exchange struct {
 	websocket     bool
 	key           string // Sec-WebSocket-Key
 	closeAfter    bool   // the connection is no longer framed; see [wireConn]
+	h2            bool   // it came by HTTP/2
+	bodiless      bool   // its response has no body
+	first         *first // the tunnel's
 	entry         *entry // of the access log; nil for what egress answers itself
 }
 
@@ -85,7 +88,7 @@ func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	conn, _ := r.Context().Value(connKey{}).(*clientConn)
-	s.serve(w, r, to, false, target.path, conn)
+	s.serve(w, r, to, false, target.path, &tunnel{conn: conn})
 }
 
 // serveTunnelled answers a request inside a tunnel whose TLS egress ended.
@@ -102,26 +105,46 @@ func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
 		n.write(w, r.Header["Accept"])
 		return
 	}
-	target, name := r.RequestURI, r.Host
-	n := &refusal{
-		status: http.StatusMisdirectedRequest, layer: layerEgress, host: string(t.to.host), port: t.to.port, tls: true,
-		method: r.Method, path: pathOnly(target), close: true,
-	}
-	if abs, ok := cutScheme(target); ok {
-		target, name = abs.path, abs.authority
-		if !abs.tls {
-			n.reason = "fronting: an http target inside the TLS of " + t.to.String()
-		}
-	}
-	if to, err := parseAuthority(name, 443); n.reason == "" && (err != nil || to != t.to) {
-		n.reason = fmt.Sprintf("fronting: CONNECT and TLS name %s, but Host is %q", t.to, printable(name, maxShownHost))
-	}
-	if n.reason != "" {
+	target, n := t.misdirected(r)
+	if n != nil {
 		s.note(n)
 		n.write(w, r.Header["Accept"])
 		return
 	}
-	s.serve(w, r, t.to, true, target, t.conn)
+	s.serve(w, r, t.to, true, target, t)
+}
+
+// misdirected refuses a request that names another place than its tunnel does: fronting, or
+// a connection that is reused for another host (RFC 9110 section 7.4). It returns the target
+// without what names the host.
+func (t *tunnel) misdirected(r *http.Request) (target string, n *refusal) {
+	h2 := r.ProtoMajor == 2
+	target, hosts := r.RequestURI, []string{r.Host}
+	n = &refusal{
+		status: http.StatusMisdirectedRequest, layer: layerEgress, host: string(t.to.host), port: t.to.port, tls: true,
+		method: r.Method, path: pathOnly(target), close: !h2, // the other streams have done nothing
+	}
+	plain := false
+	if h2 {
+		if why := malformed(r); why != "" {
+			n.status, n.reason = http.StatusBadRequest, "malformed request: "+why
+			return "", n
+		}
+		hosts = names(r) // net/http hides :scheme, which is written anew as https
+	} else if abs, ok := cutScheme(target); ok {
+		target, hosts, plain = abs.path, []string{abs.authority}, !abs.tls
+	}
+	if plain {
+		n.reason = "fronting: an http target inside the TLS of " + t.to.String()
+		return "", n
+	}
+	for _, name := range hosts {
+		if to, err := parseAuthority(name, 443); err != nil || to != t.to {
+			n.reason = fmt.Sprintf("fronting: CONNECT and TLS name %s, but Host is %q", t.to, printable(name, maxShownHost))
+			return "", n
+		}
+	}
+	return target, nil
 }
 
 func pathOnly(target string) string {
@@ -130,12 +153,12 @@ func pathOnly(target string) string {
 }
 
 // serve judges one request and carries it out.
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls bool, target string, conn *clientConn) {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls bool, target string, t *tunnel) {
 	s.count(countRequests)
 	accept := r.Header["Accept"]
 	_, upgrade := r.Header["Upgrade"] // an empty one counts, as it does for wireConn
-	ex := &exchange{closeAfter: upgrade}
-	header := forwardable(r.Header)
+	ex := &exchange{closeAfter: upgrade, h2: r.ProtoMajor == 2, first: t.first}
+	header := forwardable(r)
 	ex.query = allow.Query{Host: to.host, Port: to.port, Method: r.Method, Path: pathOnly(target), Header: header, TLS: tls}
 	if to.host == bottle.EgressHost {
 		s.introspect(w, r, ex)
@@ -153,7 +176,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 		n.write(w, accept)
 		return
 	}
-	f := &flow{cancel: cancel, conn: conn, entry: ex.entry}
+	f := &flow{cancel: cancel, conn: t.conn, entry: ex.entry}
+	if ex.h2 {
+		f.stream = newStream(w)
+		defer f.stream.end()
+	}
 	s.flows.add(f)
 	defer s.forget(f)
 	if n := s.admit(f, ex); n != nil {
@@ -302,6 +329,7 @@ func (s *Server) modify(res *http.Response) error {
 	if ex.credential != "" {
 		redact(res, ex.token)
 	}
+	ex.bodiless = res.ContentLength == 0
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		if !ex.websocket || !acceptsWebsocket(res, ex.key) {
 			return errors.New("it switched protocols without being asked to")

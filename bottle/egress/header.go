@@ -13,7 +13,7 @@ import (
 func hopByHop() []string {
 	return []string{
 		"Connection", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Trailer",
-		"Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings",
+		"Transfer-Encoding", "Upgrade", "Expect", "Http2-Settings", "Host", // which net/http has elsewhere, but for HTTP/2
 		// A server that believes these is told another host or client than it is called for.
 		"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Server",
 		"X-Host", "X-Original-Host", "X-Http-Host-Override",
@@ -39,14 +39,17 @@ func removeAll(h http.Header, names []string) {
 // forwardable returns a copy of the header without what does not go on. It is what the
 // routes judge: a field that a match requires, and Connection names, would be judged and
 // then not sent.
-func forwardable(h http.Header) http.Header {
-	out := h.Clone()
-	for _, v := range h["Connection"] {
+func forwardable(r *http.Request) http.Header {
+	out := r.Header.Clone()
+	for _, v := range r.Header["Connection"] {
 		for name := range strings.SplitSeq(v, ",") {
 			out.Del(strings.TrimSpace(name))
 		}
 	}
 	removeAll(out, hopByHop())
+	if wantsTrailers(r) {
+		out.Set("Te", "trailers")
+	}
 	return out
 }
 
@@ -79,9 +82,9 @@ func (ex *exchange) twin(route bottle.Route, credentialHeader string) *refusal {
 	return nil
 }
 
-// informed passes on informational responses, which [Server.modify] does not see: as they
-// came, but without what an upstream may not tell; nothing at all beside the status where
-// there is a credential that they could echo.
+// informed is an exchange's [http.ResponseWriter]. It passes on informational responses,
+// which [Server.modify] does not see: as they came, but without what an upstream may not
+// tell; nothing at all beside the status where there is a credential that they could echo.
 type informed struct {
 	http.ResponseWriter
 	ex *exchange
@@ -95,11 +98,22 @@ func (w informed) WriteHeader(status int) {
 		h := w.Header()
 		h.Del(layerHeader)
 		h.Del("Alt-Svc")
+		removeAll(h, hopByHop())
 		if w.ex.credential != "" {
 			clear(h)
 		}
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// FlushError is for [http.ResponseController]. A response without a body is not flushed
+// before its end: in HTTP/2 its head would then not be its end, as gRPC wants it of an answer
+// that is nothing but trailers.
+func (w informed) FlushError() error {
+	if w.ex.bodiless {
+		return nil
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
 // Write implements [io.Writer].

@@ -30,6 +30,7 @@ type flow struct {
 	question atomic.Pointer[func() bool]
 	cancel   context.CancelCauseFunc
 	conn     *clientConn // the agent's side
+	stream   *stream     // of conn, if the flow is but one of several on it
 	claimed  string      // the once grant that the flow has spent; its own goroutine alone reads it
 	entry    *entry      // of the access log
 }
@@ -89,6 +90,11 @@ func (r *registry) sweep() int {
 // cut ends both sides. The agent's gets a reset, not an end of file: what it has so far
 // must not pass for a whole answer, and nothing that still lies in a buffer goes out.
 func (f *flow) cut() {
+	if f.stream != nil {
+		f.cancel(errCut)
+		f.stream.reset()
+		return
+	}
 	_ = f.conn.SetLinger(0)
 	f.cancel(errCut)
 	_ = f.conn.Close()

@@ -2,6 +2,7 @@ package egress
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -54,7 +55,8 @@ type Server struct {
 	listener  *listener
 	inside    *listener // by which a sandbox without a network comes; nil if there is none
 	keySocket *net.UnixListener
-	tunnels   *queue
+	tunnels   *queue         // those that speak HTTP/1.1
+	tunnels2  *queue         // those that speak HTTP/2
 	handlers  sync.WaitGroup // connections and handlers
 }
 
@@ -118,18 +120,22 @@ func New(cfg Config) (*Server, error) {
 // else holds them. It returns nil for an end by ctx.
 func (s *Server) Run(ctx context.Context) error {
 	s.keySocket.SetUnlinkOnClose(false) // the socket outlives this process, and so does the agent's
-	s.tunnels = newQueue(s.listener.Addr())
+	s.tunnels, s.tunnels2 = newQueue(s.listener.Addr()), newQueue(s.listener.Addr())
 
 	defer s.access.start()()
 	group, ctx := errgroup.WithContext(ctx)
 	took := make(chan struct{}, 1)
 	outer := s.server(ctx, s.servePlain)
 	inner := s.server(ctx, s.serveTunnelled)
+	inner2 := s.server(ctx, s.serveTunnelled)
+	inner2.Protocols, inner2.HTTP2 = new(http.Protocols), agentHTTP2()
+	inner2.Protocols.SetHTTP2(true)
 	group.Go(func() error { return served(outer.Serve(&watched{s.listener, s})) })
 	if s.inside != nil {
 		group.Go(func() error { return served(outer.Serve(&watched{s.inside, s})) })
 	}
 	group.Go(func() error { return served(inner.Serve(s.tunnels)) })
+	group.Go(func() error { return served(inner2.Serve(s.tunnels2)) })
 	group.Go(func() error {
 		return s.serveKeys(s.keySocket, func() {
 			select {
@@ -158,13 +164,15 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 		s.crowd.closeAll()
 		_ = s.tunnels.Close()
+		_ = s.tunnels2.Close()
 		_ = outer.Close()
 		_ = inner.Close()
+		_ = inner2.Close()
 		return nil
 	})
 	err := group.Wait()
 	s.handlers.Wait()
-	s.up.closeIdle()
+	s.up.close()
 	if err != nil {
 		return fmt.Errorf("egress: %w", err)
 	}
@@ -179,7 +187,8 @@ func served(err error) error {
 	return err
 }
 
-// server is one of the two: for the proxy's port, and for the insides of tunnels.
+// server is one of the three: for the proxy's port, and for the insides of tunnels in
+// HTTP/1.1 and HTTP/2.
 func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
@@ -194,6 +203,10 @@ func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 				return context.WithValue(ctx, tunnelKey{}, c.tunnel)
 			case *wireConn:
 				return context.WithValue(ctx, connKey{}, c.Conn)
+			case *tls.Conn:
+				if base, ok := c.NetConn().(*tunnelBase); ok {
+					return context.WithValue(ctx, tunnelKey{}, base.tunnel)
+				}
 			}
 			return ctx
 		},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"time"
 
 	"bottle/bottle"
@@ -23,11 +24,21 @@ type tunnel struct {
 	// refused, if not nil, is the answer to every request in the tunnel: it was fronting, or
 	// what it was to be spliced to did not come about.
 	refused *refusal
+	offer   []string // the agent's, of protocols (ALPN)
+	first   *first   // connection to the upstream, for the first request; may be nil
 }
 
-// A tunnelConn is the inside of a tunnel, on its way to the server that reads it.
+// A tunnelConn is the inside of a tunnel that speaks HTTP/1.1, on its way to the server that
+// reads it.
 type tunnelConn struct {
 	*wireConn
+	tunnel *tunnel
+}
+
+// A tunnelBase is what a tunnel's TLS runs on, by which the server of those that speak
+// HTTP/2 finds the tunnel: net/http wants the [tls.Conn] itself.
+type tunnelBase struct {
+	*prefixed
 	tunnel *tunnel
 }
 
@@ -75,8 +86,9 @@ func (s *Server) serveConnect(w http.ResponseWriter, r *http.Request) {
 // openTunnel reads the ClientHello and goes on as host, port and server name allow. It owns
 // the connection.
 func (s *Server) openTunnel(ctx context.Context, cancel context.CancelCauseFunc, conn *prefixed, t *tunnel) {
-	name, early, err := peekHello(ctx, conn)
+	name, offer, early, err := peekHello(ctx, conn)
 	conn.early = early // to be read again
+	t.offer = offer
 	n := &refusal{status: http.StatusForbidden, layer: layerEgress, host: string(t.to.host), port: t.to.port, tls: true, method: http.MethodConnect}
 	if err != nil {
 		if len(early) > 0 {
@@ -101,7 +113,11 @@ func (s *Server) openTunnel(ctx context.Context, cancel context.CancelCauseFunc,
 		s.splice(ctx, cancel, conn, t)
 		return
 	}
-	s.terminate(ctx, conn, t)
+	speaks := ""
+	if v.Known && slices.Contains(offer, protoH2) {
+		speaks, t.first = s.up.current.Load().learn(ctx, t.to)
+	}
+	s.terminateAs(ctx, conn, t, answerProtocol(offer, speaks))
 }
 
 // splice relays a passthrough tunnel, unless it is refused after all; then that is said in
@@ -186,12 +202,17 @@ func (s *Server) tunnelQuestion(to authority, claimed string) func() bool {
 	}
 }
 
-// terminate ends the TLS with a certificate of the bottle's CA and hands the inside to the
-// server that reads requests.
+// terminate ends the TLS of a tunnel whose upstream is not asked, to refuse what is in it.
 func (s *Server) terminate(ctx context.Context, conn *prefixed, t *tunnel) {
-	inside := tls.Server(conn, &tls.Config{
+	s.terminateAs(ctx, conn, t, answerProtocol(t.offer, ""))
+}
+
+// terminateAs ends the TLS with a certificate of the bottle's CA and hands the inside to the
+// server that reads requests in that protocol.
+func (s *Server) terminateAs(ctx context.Context, conn *prefixed, t *tunnel, proto string) {
+	inside := tls.Server(&tunnelBase{conn, t}, &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"http/1.1"},
+		NextProtos: []string{proto},
 		// A resumed session could name another host than the one that its keys were made for.
 		SessionTicketsDisabled: true,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
@@ -213,6 +234,12 @@ func (s *Server) terminate(ctx context.Context, conn *prefixed, t *tunnel) {
 		_ = conn.Close()
 		return
 	}
+	if inside.ConnectionState().NegotiatedProtocol == protoH2 {
+		if !s.tunnels2.put(inside) {
+			_ = inside.Close()
+		}
+		return
+	}
 	wire := &wireConn{Conn: inside, refuse: func(v *violation) []byte { return s.violated(v, t) }}
 	if !s.tunnels.put(&tunnelConn{wireConn: wire, tunnel: t}) {
 		_ = inside.Close()
@@ -231,16 +258,16 @@ func sayBye(c *clientConn, words []byte) {
 // errPeeked stops a handshake after the ClientHello.
 var errPeeked = errors.New("peeked")
 
-// peekHello reads the ClientHello and returns its server name, and all bytes that it read,
-// also with an error. An encrypted ClientHello shows its outer name, which is the one that
+// peekHello reads the ClientHello and returns its server name, the protocols that it offers,
+// and all bytes that it read, also with an error. An encrypted ClientHello shows its outer name, which is the one that
 // is judged: what it hides from egress, it hides from nobody that egress would have stopped,
 // since pipelock dials the host of the CONNECT.
-func peekHello(ctx context.Context, conn *prefixed) (name string, early []byte, err error) {
+func peekHello(ctx context.Context, conn *prefixed) (name string, offer []string, early []byte, err error) {
 	rec := &recorder{prefixed: conn}
 	err = tls.Server(rec, &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			name = h.ServerName
+			name, offer = h.ServerName, h.SupportedProtos
 			return nil, errPeeked
 		},
 	}).HandshakeContext(ctx)
@@ -249,7 +276,7 @@ func peekHello(ctx context.Context, conn *prefixed) (name string, early []byte, 
 	} else if err == nil {
 		err = errors.New("no ClientHello")
 	}
-	return name, rec.read, err
+	return name, offer, rec.read, err
 }
 
 // recorder keeps what is read and sends nothing: crypto/tls sends an alert for the aborted

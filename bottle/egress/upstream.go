@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,16 +68,29 @@ func (u *upstreams) RoundTrip(r *http.Request) (*http.Response, error) {
 // closeIdle closes the connections that no request uses.
 func (u *upstreams) closeIdle() { u.current.Load().closeIdle() }
 
+// close does the same at the end, and waits for what was begun.
+func (u *upstreams) close() {
+	t := u.current.Load()
+	t.closeIdle()
+	t.dials.Wait()
+}
+
 // transports are the connections that go through one pipelock. One is kept for the host and
 // port that it was made for and serves no other.
 type transports struct {
-	https, http *http.Transport
+	hop *hop
+	// h2 carries what came by HTTP/2, by that if the upstream can and else by HTTP/1.1; https
+	// and http what came by HTTP/1.1, by that.
+	h2, https, http *http.Transport
 	// The same without connections to reuse: net/http sends a request again if a kept one
 	// turns out dead, and what a grant for one use lets through must be sent once.
 	httpsOnce, httpOnce *http.Transport
-	// trust sets the roots, which are loaded when they are first needed.
-	trust   func() error
-	retired atomic.Bool
+	tls                 *tls.Config // towards upstreams; its roots are there after trust
+	trust               func() error
+	spoken              spoken
+	firsts              firsts
+	dials               sync.WaitGroup // those of firsts
+	retired             atomic.Bool
 }
 
 func newTransports(h *hop, roots func() (*x509.CertPool, error)) *transports {
@@ -85,22 +99,17 @@ func newTransports(h *hop, roots func() (*x509.CertPool, error)) *transports {
 		protocols.SetHTTP1(true)
 		return &http.Transport{
 			Protocols: protocols, DisableCompression: true,
-			TLSHandshakeTimeout: upstreamTLSTimeout, ResponseHeaderTimeout: responseTimeout, ExpectContinueTimeout: time.Second,
+			ResponseHeaderTimeout: responseTimeout, ExpectContinueTimeout: time.Second,
 			MaxResponseHeaderBytes: maxResponseHead, IdleConnTimeout: idleTimeout,
 			MaxIdleConns: maxIdleUpstreams, MaxIdleConnsPerHost: maxIdlePerHost,
 			WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
 		}
 	}
-	t := &transports{https: base(), http: base()}
-	// The transport sets the server name to the URL's host, which is the canonical one.
-	t.https.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()} // none, before trust
-	t.https.DialContext = func(ctx context.Context, _, addr string) (net.Conn, error) {
-		to, err := parseAuthority(addr, 0)
-		if err != nil {
-			return nil, err
-		}
-		return h.connect(ctx, to)
-	}
+	t := &transports{hop: h, h2: base(), https: base(), http: base(), tls: &tls.Config{MinVersion: tls.VersionTLS12}}
+	t.https.DialTLSContext = t.dialer(protoH1)
+	t.h2.DialTLSContext = t.dialer(protoH2, protoH1)
+	t.h2.Protocols.SetHTTP2(true)
+	t.h2.HTTP2 = upstreamHTTP2()
 	t.http.Proxy = func(r *http.Request) (*url.URL, error) {
 		// The transport keeps connections to a plain proxy by the proxy's URL alone. The
 		// fragment, which goes nowhere, makes that one for each host. The hop knows its address.
@@ -114,17 +123,38 @@ func newTransports(h *hop, roots func() (*x509.CertPool, error)) *transports {
 		if err != nil {
 			return err
 		}
-		t.https.TLSClientConfig.RootCAs, t.httpsOnce.TLSClientConfig.RootCAs = pool, pool
+		t.tls.RootCAs = pool
 		return nil
 	})
 	return t
 }
 
-func (t *transports) roundTrip(ex *exchange, r *http.Request) (*http.Response, error) {
-	if ex.query.TLS {
-		if err := t.trust(); err != nil {
+// dialer connects for a transport: with the tunnel's own first connection if it still waits.
+func (t *transports) dialer(protos ...string) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, _, addr string) (net.Conn, error) {
+		to, err := parseAuthority(addr, 0)
+		if err != nil {
 			return nil, err
 		}
+		if ex, ok := ctx.Value(exchangeKey{}).(*exchange); ok && ex.first != nil && ex.first.owner == t && ex.to() == to {
+			switch conn, ok, err := ex.first.take(ctx, slices.Contains(protos, protoH2)); {
+			case err != nil:
+				return nil, err
+			case ok:
+				return conn, nil
+			}
+		}
+		conn, err := t.dialTLS(ctx, to, protos...)
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
+	}
+}
+
+func (t *transports) roundTrip(ex *exchange, r *http.Request) (*http.Response, error) {
+	if ex.h2 && ex.query.TLS {
+		return t.roundTripH2(ex, r)
 	}
 	res, err := t.of(ex).RoundTrip(r)
 	if t.retired.Load() {
@@ -155,7 +185,8 @@ func (t *transports) retire() {
 }
 
 func (t *transports) closeIdle() {
-	for _, t := range []*http.Transport{t.https, t.http, t.httpsOnce, t.httpOnce} {
+	t.firsts.dropAll()
+	for _, t := range []*http.Transport{t.h2, t.https, t.http, t.httpsOnce, t.httpOnce} {
 		t.CloseIdleConnections()
 	}
 }
