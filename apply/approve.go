@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -64,6 +65,7 @@ func (a *Applier) Approve(ctx context.Context, rec *bottle.Record, in Intent, by
 }
 
 func (a *Applier) approve(ctx context.Context, id string, in Intent, by bottle.Actor, digest bottle.Hash, note string) (Outcome, error) {
+	began := time.Now()
 	rec, err := a.cfg.Records.Find(ctx, id)
 	if err != nil {
 		return Outcome{}, err
@@ -96,7 +98,7 @@ func (a *Applier) approve(ctx context.Context, id string, in Intent, by bottle.A
 		return Outcome{Plan: p}, fmt.Errorf("request %s: it now comes to %s, and you were shown %s: %w", rec.Short, p.Digest.Short(), digest.Short(), bottle.ErrChanged)
 	}
 	a.cfg.Fault("planned")
-	c, err := a.newChange(kindApprove, by, p)
+	c, err := a.newChange(kindApprove, by, p, began)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -128,15 +130,15 @@ func decidedError(rec *bottle.Record) error {
 	return fmt.Errorf("request %s is %s since %s%s: %w", rec.Short, rec.State.Status(), rec.State.Since().Format("2006-01-02T15:04:05Z"), who, bottle.ErrState)
 }
 
-// newChange makes the change that carries out a plan.
-func (a *Applier) newChange(kind string, by bottle.Actor, p *Plan) (*change, error) {
+// newChange makes the change that carries out a plan, and which began when it was locked for.
+func (a *Applier) newChange(kind string, by bottle.Actor, p *Plan, began time.Time) (*change, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("change ID: %w", err)
 	}
 	c := &change{
 		Schema: bottle.Schema, ID: id.String(), Kind: kind, At: a.cfg.Now().UTC(), By: by, Digest: p.Digest, Steps: p.steps,
-		Before: map[string][]string{}, After: map[string][]string{},
+		Before: map[string][]string{}, After: map[string][]string{}, began: began,
 	}
 	for _, d := range p.Proposal.Diffs {
 		if len(d.Remove) > 0 {

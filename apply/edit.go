@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"bottle/bottle"
 	"bottle/bottle/allow"
@@ -52,6 +53,7 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 		return Outcome{}, err
 	}
 	defer unlock()
+	began := time.Now()
 	if _, err := a.recoverJournals(ctx); err != nil {
 		return Outcome{}, err
 	}
@@ -84,7 +86,7 @@ func (a *Applier) Edit(ctx context.Context, file string, body []byte, by bottle.
 			}
 		}
 	}
-	c, err := a.newChange(kindEdit, by, p)
+	c, err := a.newChange(kindEdit, by, p, began)
 	if err != nil {
 		return Outcome{}, err
 	}

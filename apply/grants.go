@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"bottle/bottle"
 )
@@ -125,6 +126,7 @@ func (a *Applier) expire(ctx context.Context, gone func(*bottle.Grant, Env) bool
 
 // end narrows the grants that gone picks out of both files. Without any it changes nothing.
 func (a *Applier) end(ctx context.Context, kind string, by bottle.Actor, to bottle.Status, gone func(*bottle.Grant, Env) bool) (Outcome, []string, error) {
+	began := time.Now()
 	base, err := a.base()
 	if err != nil {
 		return Outcome{}, nil, err
@@ -138,7 +140,7 @@ func (a *Applier) end(ctx context.Context, kind string, by bottle.Actor, to bott
 	if err != nil {
 		return Outcome{}, nil, err
 	}
-	c, err := a.newChange(kind, by, p)
+	c, err := a.newChange(kind, by, p, began)
 	if err != nil {
 		return Outcome{}, nil, err
 	}

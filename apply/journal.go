@@ -59,7 +59,8 @@ type change struct {
 	// Refused: the record may not say approved, since the request was tampered with. It stays undecided.
 	Refused bool `json:"refused,omitempty"`
 
-	stopped bool // the bundle was, since it did not do as it was told
+	began   time.Time // under the lock
+	stopped bool      // the bundle was, since it did not do as it was told
 }
 
 const (

@@ -19,7 +19,6 @@ import (
 //
 // The caller holds the lock, and has compared what the operator saw with what this change does.
 func (a *Applier) perform(ctx context.Context, c *change, v view) (Outcome, error) {
-	begin := time.Now()
 	out := Outcome{Change: c.ID}
 	ts, err := a.openTargets(c, v)
 	if err != nil {
@@ -53,7 +52,7 @@ func (a *Applier) perform(ctx context.Context, c *change, v view) (Outcome, erro
 	failure, err := a.runSteps(ctx, c, ts, record)
 	// It is waited for in any case; its error counted where it had to, or finish meets it again.
 	c.Refused = errors.Is(record(), bottle.ErrTampered)
-	out.Took = time.Since(begin)
+	out.Took = time.Since(c.began)
 	if err != nil { // a file could be neither written nor restored; the journal stays
 		return out, fmt.Errorf("%w; it is written down in the journal and will be finished by the keeper or by the next command", err)
 	}
