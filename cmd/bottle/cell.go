@@ -262,7 +262,7 @@ func (c *cell) view(ctx context.Context, rec *bottle.Record, o prompt.Offer) (pr
 	}
 	plan, err := c.apply.Preview(ctx, intentOf(rec, o))
 	if err != nil {
-		v.Problem = err.Error()
+		v.Problem = plain(err.Error())
 		return v, nil
 	}
 	v.Proposal = &plan.Proposal

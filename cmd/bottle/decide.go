@@ -351,7 +351,7 @@ func (a *app) review(ctx context.Context, con *prompt.Console, args []string) er
 			return err
 		}
 		if err != nil { // one that failed must not keep the others waiting
-			con.Say("bottle: %v", err)
+			con.Say("bottle: %s", plain(err.Error()))
 		}
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 //	< TEXT         type TEXT and Enter
 //	<              type Enter alone
 //	< ^D           end the input
+//	< ^C           interrupt
 //	$ COMMAND...   run another command of ours meanwhile; it must succeed
 //
 // The command must then end; with !, not with success. All that it printed is the step's output.
@@ -88,8 +89,11 @@ func (d *dialogue) play(script string) error {
 			}
 		case line[0] == '<':
 			end := "\n"
-			if rest == "^D" {
+			switch rest {
+			case "^D":
 				rest, end = "\x04", "" // end of input
+			case "^C":
+				rest, end = "\x03", ""
 			}
 			if _, err := d.f.WriteString(rest + end); err != nil {
 				return err

@@ -56,13 +56,20 @@ func run(ctx context.Context, args []string) int {
 	return exitCode(err)
 }
 
-// plain takes a kind of error that is for programs off the end of a text for people; other
-// kinds tell people something.
+// plain makes one line for people of an error's text: of errors that were joined, and without
+// the kinds at their ends that are for programs; other kinds tell people something. A context
+// that is cancelled here is an operator who interrupted.
 func plain(msg string) string {
-	for _, kind := range []error{bottle.ErrNotFound, bottle.ErrAmbiguous, bottle.ErrInvalid, bottle.ErrLimit, bottle.ErrState} {
-		msg = strings.TrimSuffix(msg, ": "+kind.Error())
+	var parts []string
+	for part := range strings.SplitSeq(msg, "\n") {
+		for _, kind := range []error{bottle.ErrNotFound, bottle.ErrAmbiguous, bottle.ErrInvalid, bottle.ErrLimit, bottle.ErrState} {
+			part = strings.TrimSuffix(part, ": "+kind.Error())
+		}
+		if part != "" {
+			parts = append(parts, part)
+		}
 	}
-	return msg
+	return strings.ReplaceAll(strings.Join(parts, "; "), context.Canceled.Error(), "interrupted")
 }
 
 // A usageError is a call that the command line does not permit.

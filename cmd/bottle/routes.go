@@ -206,7 +206,7 @@ func (a *app) edit(ctx context.Context, c *cell, file string, con *prompt.Consol
 		}
 		plan, err := c.apply.PreviewEdit(ctx, file, text)
 		if err != nil {
-			con.Say("%v", err)
+			con.Say("%s", plain(err.Error()))
 			again, askErr := con.Confirm("edit again?")
 			if askErr != nil || !again {
 				return errors.Join(errors.New("not changed"), ignoreEOF(askErr))
