@@ -22,9 +22,10 @@ const maxGlance = 30
 type View struct {
 	Bottle   string
 	Record   *bottle.Record
-	Proposal *bottle.Proposal // nil if there is nothing to decide any more
-	Problem  string           // why it can't be approved as it stands, if so
-	Note     string           // that goes to the agent with the approval
+	Proposal *bottle.Proposal  // nil if there is nothing to decide any more
+	Edited   []bottle.FileDiff // lines of an edited file, shown if the proposal's diffs describe none of them
+	Problem  string            // why it can't be approved as it stands, if so
+	Note     string            // that goes to the agent with the approval
 	Now      time.Time
 	Full     bool // every line of the reason
 	Color    bool
@@ -35,11 +36,21 @@ type View struct {
 func (v View) Lines() int {
 	n := 0
 	if v.Proposal != nil {
-		for _, d := range v.Proposal.Diffs {
+		for _, d := range v.diffs() {
 			n += len(d.Add) + len(d.Remove)
 		}
 	}
 	return n
+}
+
+// diffs are those to show. routes.yaml is first: pipelock.yaml follows from it.
+func (v View) diffs() []bottle.FileDiff {
+	diffs := slices.DeleteFunc(slices.Clone(v.Proposal.Diffs), bottle.FileDiff.Empty)
+	if len(diffs) == 0 {
+		return v.Edited
+	}
+	slices.SortStableFunc(diffs, func(a, b bottle.FileDiff) int { return cmp.Compare(b.File, a.File) })
+	return diffs
 }
 
 // Render writes the view: what would change first, then the risks, and the agent's words
@@ -129,19 +140,12 @@ func (v View) renderTotals(p *printer) {
 
 func (v View) renderProposal(p *printer) {
 	p.section("what would change")
-	empty := true
-	// routes.yaml first: pipelock.yaml follows from it.
-	diffs := slices.Clone(v.Proposal.Diffs)
-	slices.SortStableFunc(diffs, func(a, b bottle.FileDiff) int { return cmp.Compare(b.File, a.File) })
+	diffs := v.diffs()
 	for _, d := range diffs {
-		if d.Empty() {
-			continue
-		}
-		empty = false
 		p.line("  %s", Text(d.File))
 		p.diff(d.Remove, d.Add)
 	}
-	if empty {
+	if len(diffs) == 0 {
 		p.line("  nothing: all of it is allowed (or absent) already")
 	}
 	if c := v.Proposal.Credential; c != "" {

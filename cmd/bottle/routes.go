@@ -217,7 +217,7 @@ func (a *app) edit(ctx context.Context, c *cell, file string, con *prompt.Consol
 			fmt.Fprintln(a.out, "nothing changed")
 			return nil
 		}
-		v := prompt.View{Proposal: &plan.Proposal, Color: con.Color(), Width: con.Width()}
+		v := prompt.View{Proposal: &plan.Proposal, Edited: editedLines(file, bottle.Body(now), text), Color: con.Color(), Width: con.Width()}
 		if err := v.RenderChange(con.Out()); err != nil {
 			return err
 		}
@@ -236,4 +236,27 @@ func (a *app) edit(ctx context.Context, c *cell, file string, con *prompt.Consol
 		prompt.Print(a.out, outcomeText(file, out))
 		return nil
 	}
+}
+
+// editedLines are the lines that an edit takes from a file and puts into it. They are for what
+// no semantic diff describes: the other keys of pipelock.yaml, and comments.
+func editedLines(file string, before, after []byte) []bottle.FileDiff {
+	lines := func(text, other []byte) (only []string) {
+		left := map[string]int{}
+		for l := range strings.Lines(string(other)) {
+			left[strings.TrimRight(l, "\n")]++
+		}
+		for l := range strings.Lines(string(text)) {
+			l = strings.TrimRight(l, "\n")
+			if left[l]--; left[l] < 0 && l != "" {
+				only = append(only, l)
+			}
+		}
+		return only
+	}
+	d := bottle.FileDiff{File: file, Remove: lines(before, after), Add: lines(after, before)}
+	if d.Empty() {
+		return nil
+	}
+	return []bottle.FileDiff{d}
 }
