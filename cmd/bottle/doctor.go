@@ -37,8 +37,8 @@ It changes nothing, and exits with 1 if something failed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found := a.machine(cmd.Context())
 			names, err := a.names()
-			if err != nil {
-				return err
+			if err != nil && a.bottle != "" {
+				return err // else it is the state directory, of which machine has said so
 			}
 			for _, name := range names {
 				dir, err := a.dirOf(name)
@@ -104,11 +104,14 @@ func (a *app) machine(ctx context.Context) []finding {
 	out = append(out, verdict("", "Landlock", err, fmt.Sprintf("ABI %d", abi),
 		"use a kernel of 5.13 or later with landlock among its LSMs; the daemons are kept apart by it"))
 	st, err := os.Stat(a.set.StateDir)
+	if err == nil {
+		_, err = os.ReadDir(a.set.StateDir)
+	}
 	switch {
 	case os.IsNotExist(err):
 		out = append(out, finding{What: "state directory", State: "ok", Detail: a.set.StateDir + " (the first start makes it)"})
 	case err != nil:
-		out = append(out, verdict("", "state directory", err, "", "make it readable, or name another with --state-dir"))
+		out = append(out, verdict("", "state directory", err, "", "make it a directory that you can read, or name another with --state-dir"))
 	case st.Mode().Perm()&0o022 != 0:
 		out = append(out, finding{What: "state directory", State: "failed", Detail: fmt.Sprintf("%s has mode %v: others can replace what is in it", a.set.StateDir, st.Mode().Perm()), Fix: "chmod go-w " + a.set.StateDir})
 	default:
@@ -117,7 +120,31 @@ func (a *app) machine(ctx context.Context) []finding {
 	for _, f := range launch.CheckSandbox(ctx) {
 		out = append(out, finding{What: f.What, State: f.State, Detail: f.Detail, Fix: f.Fix})
 	}
-	return out
+	return append(out, engine(ctx))
+}
+
+// engine looks whether bottles could run on docker. It is no failure if they can't: who runs
+// them on this machine needs no engine.
+func engine(ctx context.Context) finding {
+	f := finding{What: "container engine", State: "ok"}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	cli, err := launch.NewEngine()
+	if err != nil {
+		f.Detail = "none, which --backend docker alone needs: " + err.Error()
+		return f
+	}
+	defer cli.Close()
+	v, err := cli.ServerVersion(ctx)
+	if err != nil {
+		f.Detail = "none, which --backend docker alone needs: " + err.Error()
+		return f
+	}
+	f.Detail = v.Version
+	if _, err := cli.ImageInspect(ctx, bundleImage); err != nil {
+		f.Detail += ", without the image " + bundleImage + ", which --backend docker needs: bottle image build makes it"
+	}
+	return f
 }
 
 func examine(ctx context.Context, dir *bottle.Dir) []finding {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -16,7 +17,8 @@ Claude Code and others read it:
 
   bottle mcp-config --bottle NAME > .mcp.json
 
-or pass the file to claude --mcp-config. The paths are this machine's. In the sandbox, on either
+or pass the file to claude --mcp-config. The paths are this machine's, so there is none for a
+bottle on docker, whose socket is in its containers. In the sandbox, on either
 backend, the same with the sandbox's paths is /etc/bottle/mcp.json.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
@@ -27,6 +29,13 @@ backend, the same with the sandbox's paths is /etc/bottle/mcp.json.`,
 			dir, err := a.dirOf(name)
 			if err != nil {
 				return err
+			}
+			meta, err := dir.LoadMetadata()
+			if err != nil {
+				return err
+			}
+			if meta.Backend == backendDocker {
+				return fmt.Errorf("bottle %s runs on docker, and its MCP socket is nowhere on this machine; in its containers /etc/bottle/mcp.json is the configuration", name)
 			}
 			bridge := findBinary("bottle-mcp")
 			if bridge == "" {
