@@ -103,6 +103,10 @@ func (a *app) showAudit(last int) error {
 	if a.json {
 		return prompt.JSON(a.out, out)
 	}
+	if len(out) == 0 {
+		fmt.Fprintln(a.out, "nothing is recorded")
+		return nil
+	}
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TIME\tBOTTLE\tEVENT\tREQUEST\tBY\tWHAT")
 	for _, e := range out {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -126,6 +127,9 @@ that show printed for the same options: what is approved is what was shown, or n
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
+			if digest != "" && !isDigest(digest) {
+				return usagef("--digest %q: give all of it, as bottle show prints it: sha256: and 64 hexadecimal digits", digest)
+			}
 			if edit && digest != "" {
 				return usagef("--edit and --digest: an edited request has a digest of its own; leave --digest out")
 			}
@@ -155,6 +159,11 @@ that show printed for the same options: what is approved is what was shown, or n
 	c.Flags().StringVar(&note, "note", "", "a note to the agent")
 	c.Flags().StringVar(&digest, "digest", "", "approve without asking, if this is the digest of what would be shown")
 	return a.forBottle(c)
+}
+
+func isDigest(s string) bool {
+	digits, ok := strings.CutPrefix(s, "sha256:")
+	return ok && len(digits) == 2*sha256.Size && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
 func (a *app) approveAsking(ctx context.Context, c *cell, rec *bottle.Record, o prompt.Offer, edit bool) error {
@@ -231,6 +240,9 @@ func (a *app) denyCmd() *cobra.Command {
 				return err
 			}
 			defer c.Close()
+			if rec.State.Status() == bottle.Applied {
+				return fmt.Errorf("request %[1]s is applied already; bottle revoke %[1]s takes it back: %[2]w", rec.Short, bottle.ErrState)
+			}
 			if err := c.deny(cmd.Context(), rec, reason); err != nil {
 				return err
 			}
