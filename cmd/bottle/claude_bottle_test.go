@@ -41,6 +41,8 @@ type claudeBackend struct {
 	outside netip.Addr
 	// workspace is what the agent knows the workspace by.
 	workspace func(host string) string
+	// mcpConfig is the agent's MCP configuration; empty: the example's.
+	mcpConfig string
 	sessions  []claudeSession
 }
 
@@ -199,6 +201,9 @@ func (b *claudeBottle) write(ca []byte) {
 		m.Agent.Image = b.backend.image
 	}
 	m.Agent.Workspace = b.workspace
+	if i := slices.Index(m.Agent.Command, "--mcp-config"); b.backend.mcpConfig != "" {
+		m.Agent.Command[i+1] = b.backend.mcpConfig
+	}
 	b.command = append(m.Agent.Command, "--strict-mcp-config", "--dangerously-skip-permissions")
 	for _, kv := range claudetest.Environ(inside+"/"+b.home(), b.url(modelHost, "")) {
 		k, v, _ := strings.Cut(kv, "=")

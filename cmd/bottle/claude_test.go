@@ -50,9 +50,16 @@ func claudeBackends(t *testing.T, image string) []claudeBackend {
 	same := func(host string) string { return host }
 	all := []claudeBackend{
 		{name: "local", args: []string{"--backend", "local"}, programs: programs, outside: loopback, workspace: same, sessions: claudeSessions},
-		{name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, programs: programs, outside: loopback, workspace: same, sessions: claudeSessions[1:2]},
+		{
+			name: "unconfined", args: []string{"--backend", "local", "--unconfined"}, programs: programs, outside: loopback, workspace: same,
+			// Without a sandbox there is no /etc/bottle; the bridge is in PATH, and the socket in the environment.
+			mcpConfig: `{"mcpServers": {"bottle": {"command": "bottle-mcp"}}}`, sessions: claudeSessions[1:2],
+		},
 	}
 	if image == "" {
+		if os.Getenv("BOTTLE_REQUIRE_DOCKER") == "1" {
+			t.Fatal("BOTTLE_REQUIRE_DOCKER=1, but BOTTLE_E2E_IMAGE names no image with Claude Code in it; make e2e makes one")
+		}
 		t.Log("nothing was run on docker: BOTTLE_E2E_IMAGE names no image with Claude Code in it")
 		return all
 	}
@@ -209,7 +216,9 @@ func (b *claudeBottle) decide(ctx context.Context, meanwhile func(*claudeBottle,
 func (b *claudeBottle) undisturbed(context.Context) error { return nil }
 
 func (b *claudeBottle) restart(ctx context.Context) error {
+	began := time.Now()
 	_, err := b.operate(ctx, "restart", b.name)
+	b.t.Logf("bottle restart took %.1f s", time.Since(began).Seconds())
 	return err
 }
 

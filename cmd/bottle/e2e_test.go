@@ -41,11 +41,12 @@ func (s suite) Run() int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	args := []string{"build", "-o", dir + "/"}
+	args, env := []string{"build", "-o", dir + "/"}, append(os.Environ(), "CGO_ENABLED=0") // as make build has it
 	if os.Getenv("BOTTLE_TEST_RACE") != "" {
-		args = append(args, "-race")
+		args, env = append(args, "-race"), os.Environ()
 	}
 	build := exec.CommandContext(context.Background(), "go", append(args, "../...")...)
+	build.Env = env
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "go %s: %v\n%s", strings.Join(build.Args[1:], " "), err, out)
 		return 1
