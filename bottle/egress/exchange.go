@@ -57,8 +57,10 @@ func (ex *exchange) refusal(status int, reason string) *refusal {
 
 // servePlain answers what is not in a tunnel: a CONNECT, or a request in absolute-form.
 func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
-	s.handlers.Add(1)
-	defer s.handlers.Done()
+	if !s.handlers.enter() {
+		panic(http.ErrAbortHandler)
+	}
+	defer s.handlers.leave()
 	if !bottle.ProxyAuthorized(r.Header["Proxy-Authorization"], s.cfg.Secret) {
 		s.turnAway(w, r)
 		return
@@ -93,8 +95,10 @@ func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 
 // serveTunnelled answers a request inside a tunnel whose TLS egress ended.
 func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
-	s.handlers.Add(1)
-	defer s.handlers.Done()
+	if !s.handlers.enter() {
+		panic(http.ErrAbortHandler)
+	}
+	defer s.handlers.leave()
 	t, ok := r.Context().Value(tunnelKey{}).(*tunnel)
 	if !ok {
 		panic(http.ErrAbortHandler) // no tunnel, no answer
@@ -110,6 +114,14 @@ func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
 		s.note(n)
 		n.write(w, r.Header["Accept"])
 		return
+	}
+	if r.ProtoMajor == 2 {
+		defer s.streams.Add(-1)
+		if s.streams.Add(1) > maxAllStreams {
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, tooManyStreams, http.StatusServiceUnavailable)
+			return
+		}
 	}
 	s.serve(w, r, t.to, true, target, t)
 }

@@ -19,11 +19,14 @@ import (
 // resets), after which the connection is closed.
 const (
 	maxStreams     = 100       // at once on one connection
+	maxAllStreams  = 4096      // on all of them, as many as there may be connections
 	agentStreamBuf = 256 << 10 // bytes of a request's body that its upstream has not taken yet
 	agentConnBuf   = 1 << 20   // of all of a connection's requests
 	pingAfter      = 2 * time.Minute
 	pingTimeout    = time.Minute
 )
+
+const tooManyStreams = "egress: too many requests at once; try again when some are done"
 
 // upstreamStreamBuf is how many bytes of a response wait for an agent that is slower than
 // its upstream, and so how many an upstream sends without hearing of it: 40 MB/s at 100 ms.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -140,8 +141,8 @@ func (h *h2) must(err error) {
 
 func (h *h2) block(fields ...string) []byte {
 	h.buf.Reset()
-	for i := 0; i < len(fields); i += 2 {
-		h.must(h.enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]}))
+	for f := range slices.Chunk(fields, 2) {
+		h.must(h.enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]}))
 	}
 	return []byte(h.buf.String())
 }
@@ -152,9 +153,9 @@ func (h *h2) ask(id uint32, fields ...string) {
 	h.must(h.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: h.block(fields...), EndHeaders: true, EndStream: true}))
 }
 
-func (h *h2) get(id uint32, authority, path string, more ...string) {
+func (h *h2) get(id uint32, authority, path string) {
 	h.w.t.Helper()
-	h.ask(id, append([]string{":method", "GET", ":scheme", "https", ":authority", authority, ":path", path}, more...)...)
+	h.ask(id, ":method", "GET", ":scheme", "https", ":authority", authority, ":path", path)
 }
 
 // An h2Answer is what came on a stream by its end.

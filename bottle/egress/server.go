@@ -55,9 +55,10 @@ type Server struct {
 	listener  *listener
 	inside    *listener // by which a sandbox without a network comes; nil if there is none
 	keySocket *net.UnixListener
-	tunnels   *queue         // those that speak HTTP/1.1
-	tunnels2  *queue         // those that speak HTTP/2
-	handlers  sync.WaitGroup // connections and handlers
+	tunnels   *queue       // those that speak HTTP/1.1
+	tunnels2  *queue       // those that speak HTTP/2
+	handlers  roster       // connections and handlers
+	streams   atomic.Int64 // of HTTP/2, open now
 }
 
 // New reads the CA, the hop, the routes and the spent grants. An error names what is wrong
@@ -171,7 +172,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	err := group.Wait()
-	s.handlers.Wait()
+	s.handlers.wait()
 	s.up.close()
 	if err != nil {
 		return fmt.Errorf("egress: %w", err)
@@ -213,9 +214,9 @@ func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 		ConnState: func(_ net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
-				s.handlers.Add(1)
+				s.handlers.enter()
 			case http.StateHijacked, http.StateClosed: // whose handler has counted itself
-				s.handlers.Done()
+				s.handlers.leave()
 			case http.StateActive, http.StateIdle:
 			}
 		},

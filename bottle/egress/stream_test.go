@@ -193,8 +193,13 @@ func TestSlowHeads(t *testing.T) {
 	inside, _ := w.tunnel("a.example.com:443")
 	tc := tls.Client(inside, &tls.Config{RootCAs: w.roots, ServerName: "a.example.com"})
 	_, _ = io.WriteString(tc, "GET / HTTP/1.1\r\nHo")
+	speechless, _ := w.tunnel("b.example.com:443")
+	tc2 := tls.Client(speechless, &tls.Config{RootCAs: w.roots, ServerName: "b.example.com", NextProtos: []string{"h2"}})
+	if err := tc2.HandshakeContext(t.Context()); err != nil {
+		t.Error(err)
+	}
 	start := time.Now()
-	for name, c := range map[string]net.Conn{"plain": plain, "silent": silent, "inside": tc} {
+	for name, c := range map[string]net.Conn{"plain": plain, "silent": silent, "inside": tc, "HTTP/2 without its preface": tc2} {
 		if _, err := io.Copy(io.Discard, c); err != nil && strings.Contains(err.Error(), "i/o timeout") {
 			t.Errorf("%s: still open after %s", name, time.Since(start))
 		}
