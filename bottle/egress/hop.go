@@ -30,7 +30,8 @@ type hop struct {
 }
 
 func newHop(addr, secret string) *hop {
-	h := &hop{secret: secret}
+	// Who is on the same machine can't vanish without a word.
+	h := &hop{secret: secret, dialer: net.Dialer{KeepAlive: -1}}
 	h.addr.Store(&addr)
 	return h
 }

@@ -24,8 +24,9 @@ const (
 	maxLeaves = 1024
 )
 
-// leaves signs a certificate for each host and keeps the most recently used ones. Of
-// several connections that want the same one at once, one signs and the rest wait.
+// leaves has what ends a host's TLS, a certificate before all, and keeps that of the most
+// recently used hosts. Of several connections that want the same host's at once, one signs and the
+// rest wait.
 type leaves struct {
 	ca  *ca
 	now func() time.Time
@@ -38,15 +39,29 @@ type leaves struct {
 type leaf struct {
 	host  bottle.Host
 	renew time.Time
-	make  func() (*tls.Certificate, error)
+	make  func() (*ended, error)
+}
+
+// ended is how a host's TLS is ended. Each config makes the keys of its session tickets itself, so
+// that a session is resumed for the host and the protocol that it was made for and no other.
+type ended struct {
+	h1, h2 *tls.Config // by what is spoken inside
 }
 
 func newLeaves(ca *ca, now func() time.Time) *leaves {
 	return &leaves{ca: ca, now: now, byAge: list.New(), hosts: map[bottle.Host]*list.Element{}}
 }
 
-func (l *leaves) get(host bottle.Host) (*tls.Certificate, error) {
-	return l.entry(host).make()
+// config is for a connection to host in which proto is spoken. It is shared: don't change it.
+func (l *leaves) config(host bottle.Host, proto string) (*tls.Config, error) {
+	e, err := l.entry(host).make()
+	switch {
+	case err != nil:
+		return nil, err
+	case proto == protoH2:
+		return e.h2, nil
+	}
+	return e.h1, nil
 }
 
 func (l *leaves) entry(host bottle.Host) *leaf {
@@ -62,7 +77,13 @@ func (l *leaves) entry(host bottle.Host) *leaf {
 	}
 	fresh := &leaf{
 		host: host, renew: now.Add(leafLife / 2),
-		make: sync.OnceValues(func() (*tls.Certificate, error) { return l.ca.sign(host, now) }),
+		make: sync.OnceValues(func() (*ended, error) {
+			cert, err := l.ca.sign(host, now)
+			if err != nil {
+				return nil, err
+			}
+			return &ended{h1: endTLS(cert, protoH1), h2: endTLS(cert, protoH2)}, nil
+		}),
 	}
 	l.hosts[host] = l.byAge.PushFront(fresh)
 	if l.byAge.Len() > maxLeaves {
@@ -71,6 +92,15 @@ func (l *leaves) entry(host bottle.Host) *leaf {
 		delete(l.hosts, last.Value.(*leaf).host) //nolint:errcheck // the list holds nothing else
 	}
 	return fresh
+}
+
+func endTLS(cert *tls.Certificate, proto string) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{*cert}, NextProtos: []string{proto},
+		// Without the post-quantum hybrids, which cost a fifth of a connection: they are against who
+		// keeps what he can't read yet, and this leg does not leave the machine.
+		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
+	}
 }
 
 // sign makes a server certificate for one host. It has a key of its own: P-256 keys are

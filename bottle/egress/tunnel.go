@@ -210,19 +210,17 @@ func (s *Server) terminate(ctx context.Context, conn *prefixed, t *tunnel) {
 // terminateAs ends the TLS with a certificate of the bottle's CA and hands the inside to the
 // server that reads requests in that protocol.
 func (s *Server) terminateAs(ctx context.Context, conn *prefixed, t *tunnel, proto string) {
-	inside := tls.Server(&tunnelBase{conn, t}, &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{proto},
-		// A resumed session could name another host than the one that its keys were made for.
-		SessionTicketsDisabled: true,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return s.leaves.get(t.to.host)
-		},
-	})
+	config, err := s.leaves.config(t.to.host, proto)
+	if err != nil {
+		s.log.Error("no certificate for a tunnel", "host", t.to.host, "error", err)
+		_ = conn.Close()
+		return
+	}
+	inside := tls.Server(&tunnelBase{conn, t}, config)
 	if t.refused != nil {
 		s.note(t.refused)
 	}
-	err := conn.SetDeadline(time.Now().Add(helloTimeout))
+	err = conn.SetDeadline(time.Now().Add(helloTimeout))
 	if err == nil {
 		err = inside.HandshakeContext(ctx)
 	}

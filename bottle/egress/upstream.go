@@ -27,6 +27,7 @@ const (
 	idleTimeout      = 90 * time.Second
 	maxIdlePerHost   = 64
 	maxIdleUpstreams = 512
+	maxSessions      = 512 // of TLS that are kept to be resumed, each by the name of its host
 )
 
 // upstreams carries requests out, by way of pipelock.
@@ -105,7 +106,7 @@ func newTransports(h *hop, roots func() (*x509.CertPool, error)) *transports {
 			WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,
 		}
 	}
-	t := &transports{hop: h, h2: base(), https: base(), http: base(), tls: &tls.Config{MinVersion: tls.VersionTLS12}}
+	t := &transports{hop: h, h2: base(), https: base(), http: base(), tls: &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(maxSessions)}}
 	t.https.DialTLSContext = t.dialer(protoH1)
 	t.h2.DialTLSContext = t.dialer(protoH2, protoH1)
 	t.h2.Protocols.SetHTTP2(true)
