@@ -26,6 +26,10 @@ const (
 	// endsTick is how often the clocks are looked at while grants of limited time are in
 	// force. It is a tick and not a timer because clocks jump and machines sleep.
 	endsTick = 250 * time.Millisecond
+	// flushWithin is how long a part of a body of known length may wait for the next, so that a
+	// small response goes out in one write with its head. What has no known length, as streams
+	// have none, goes on at once: [httputil.ReverseProxy] sees to that.
+	flushWithin = 2 * time.Millisecond
 )
 
 // A Server is an egress. It is made by [New] and serves once.
@@ -109,7 +113,7 @@ func New(cfg Config) (*Server, error) {
 	s.over = s.ended(snap)
 	s.proxy = &httputil.ReverseProxy{
 		Rewrite: s.rewrite, Transport: s.up, ModifyResponse: s.modify, ErrorHandler: s.fail,
-		FlushInterval: -1, // what comes goes on at once
+		FlushInterval: flushWithin,
 		BufferPool:    new(buffers),
 		ErrorLog:      slog.NewLogLogger(s.chatter.Handler(), slog.LevelDebug),
 	}
