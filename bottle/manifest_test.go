@@ -128,6 +128,12 @@ func TestExampleUncommented(t *testing.T) {
 	if got := m.Credentials["example"]; !reflect.DeepEqual(got, want) {
 		t.Errorf("credential %+v, want %+v", got, want)
 	}
+	if c := m.Credentials["maps"]; c.Query != "api_key" || c.Carrier() != "" {
+		t.Errorf("query: %+v", c)
+	}
+	if c := m.Credentials["registry"]; c.Basic == nil || c.Basic.User != "builder" || c.Carrier() != "Authorization" {
+		t.Errorf("basic: %+v", c)
+	}
 	if len(m.EgressRoutes()) != 3 || len(m.Egress.Routes[1].Matches) != 3 || m.Egress.Routes[2].Mode() != bottle.Passthrough {
 		t.Errorf("routes: %+v", m.Egress.Routes)
 	}
@@ -169,6 +175,9 @@ agent:
   env: {A: "$5 ${UNSET} $${B}", N: 1}
 credentials:
   tok: {header: x-api-key, token_env: TOK, hosts: [API.example.com, "*.API.example.com"]}
+  key: {query: api.key, token_env: KEY, hosts: [q.example]}
+  pair: {basic: {}, token_env: PAIR, hosts: [p.example]}
+  user: {basic: {user: joe}, token_env: PASS, hosts: [u.example]}
 egress:
   listen: "[::1]:8080"
   routes:
@@ -245,7 +254,7 @@ func TestParseManifestRefuses(t *testing.T) {
 		{"no name", "agent: {}\n", "bottle.yaml:1: name is missing"},
 		{"bad name", "name: A b\n", `bottle.yaml:1: name "A b": use up to 40 lower-case letters`},
 		{"unknown key", "name: a\nagnet: {}\n", `bottle.yaml:2: unknown key "agnet"; did you mean "agent"?`},
-		{"unknown credential key", cred + "    crednetial: x\n", `bottle.yaml:4: unknown key "crednetial" in credentials.example; known here: header, scheme, token_env, hosts`},
+		{"unknown credential key", cred + "    crednetial: x\n", `bottle.yaml:4: unknown key "crednetial" in credentials.example; known here: header, scheme, query, basic, token_env, hosts`},
 		{"unknown nested key", "name: a\negress:\n  allow_cidr: []\n", `bottle.yaml:3: unknown key "allow_cidr" in egress; did you mean "allow_cidrs"?`},
 		{"emptied list", "name: a\negress:\n  routes:\n#    - host: a.example\n", "bottle.yaml:3: egress.routes has no value"},
 		{"key twice", "name: a\nname: b\n", `bottle.yaml:2: key "name" a second time`},
@@ -267,6 +276,14 @@ func TestParseManifestRefuses(t *testing.T) {
 		{"bad header", cred + "    header: \"a b\"\n", `bottle.yaml:4: credentials.example.header: "a b" is not a header name`},
 		{"framing header", cred + "    header: transfer-encoding\n    token_env: T\n    hosts: [a.example]\n", "credentials.example.header: Transfer-Encoding can't carry a credential"},
 		{"bad scheme", cred + ok + "    scheme: \"Bearer \"\n", `credentials.example.scheme: "Bearer " is not an authentication scheme`},
+		{"no form", cred + "    scheme: Bearer\n    token_env: T\n", "credentials.example.header is missing; name the header that carries it, such as Authorization, or use query or basic"},
+		{"two forms", cred + ok + "    query: key\n", "bottle.yaml:4: credentials.example has more than one of header, query and basic; keep one"},
+		{"header and basic", cred + ok + "    basic: {}\n", "has more than one of header, query and basic"},
+		{"scheme without a header", cred + "    query: key\n    scheme: Bearer\n", "bottle.yaml:5: credentials.example.scheme is for header alone"},
+		{"bad query", cred + "    query: \"a&b=\"\n", `bottle.yaml:4: credentials.example.query: "a&b=" is not the name of a parameter`},
+		{"user with a password", cred + "    basic: {user: \"joe:hunter2\"}\n", "bottle.yaml:4: credentials.example.basic.user has a colon"},
+		{"unknown key of basic", cred + "    basic: {usr: joe}\n", `unknown key "usr" in credentials.example.basic; did you mean "user"?`},
+		{"match on what it replaces", cred + ok + "egress:\n  routes:\n    - host: a.example\n      credential: example\n      matches:\n        - headers: [{name: authorization, value: x}]\n", "example takes the header authorization out of what the agent sends to a.example, so no match can judge by it"},
 		{"no token_env", cred + "    header: A\n", "credentials.example.token_env is missing"},
 		{"the token itself", cred + "    header: A\n    token_env: sk-ant-x\n", "bottle.yaml:5: credentials.example.token_env must be the name of an environment variable"},
 		{"no hosts", cred + "    header: A\n    token_env: T\n", "credentials.example.hosts is missing"},

@@ -69,13 +69,10 @@ func (p *manifestParser) checkCredentials() error {
 		if err := CheckName(name); err != nil {
 			return p.at(fmt.Errorf("credentials: %w", err), "credentials", name)
 		}
+		if err := p.checkForm(c, where, name); err != nil {
+			return err
+		}
 		switch {
-		case c.Header == "":
-			return p.at(invalidError(where+".header is missing; name the header that carries it, such as Authorization"), "credentials", name)
-		case !httpguts.ValidHeaderFieldName(c.Header) || len(c.Header) > 128:
-			return p.at(invalid(where+".header", "%q is not a header name", clip(c.Header, 40)), "credentials", name, "header")
-		case c.Scheme != "" && !httpguts.ValidHeaderFieldName(c.Scheme): // a token as well, RFC 9110 section 11.1
-			return p.at(invalid(where+".scheme", "%q is not an authentication scheme; use one word, such as Bearer", clip(c.Scheme, 40)), "credentials", name, "scheme")
 		case c.TokenEnv == "":
 			return p.at(invalidError(where+".token_env is missing; name the environment variable that holds the token"), "credentials", name)
 		case !envName.MatchString(c.TokenEnv): // never shown: it may be the token
@@ -93,6 +90,33 @@ func (p *manifestParser) checkCredentials() error {
 		}
 		c.Hosts = hosts
 		p.m.Credentials[name] = c
+	}
+	return nil
+}
+
+// checkForm checks how a credential is sent: in one way, and in none that would change more.
+func (p *manifestParser) checkForm(c Credential, where, name string) error {
+	forms := 0
+	for _, given := range []bool{c.Header != "", c.Query != "", c.Basic != nil} {
+		if given {
+			forms++
+		}
+	}
+	switch {
+	case forms == 0:
+		return p.at(invalidError(where+".header is missing; name the header that carries it, such as Authorization, or use query or basic"), "credentials", name)
+	case forms > 1:
+		return p.at(invalidError(where+" has more than one of header, query and basic; keep one"), "credentials", name)
+	case c.Scheme != "" && c.Header == "":
+		return p.at(invalidError(where+".scheme is for header alone; remove it"), "credentials", name, "scheme")
+	case c.Header != "" && (!httpguts.ValidHeaderFieldName(c.Header) || len(c.Header) > 128):
+		return p.at(invalid(where+".header", "%q is not a header name", clip(c.Header, 40)), "credentials", name, "header")
+	case c.Scheme != "" && !httpguts.ValidHeaderFieldName(c.Scheme): // a token as well, RFC 9110 section 11.1
+		return p.at(invalid(where+".scheme", "%q is not an authentication scheme; use one word, such as Bearer", clip(c.Scheme, 40)), "credentials", name, "scheme")
+	case c.Query != "" && CheckQueryName(c.Query) != nil:
+		return p.at(fmt.Errorf("%s.%w", where, CheckQueryName(c.Query)), "credentials", name, "query")
+	case c.Basic != nil && !c.Basic.checkUser(): // not shown: it may be the password too
+		return p.at(invalidError(where+".basic.user has a colon, or what is not printable ASCII; for a user and password in one variable, leave it out"), "credentials", name, "basic")
 	}
 	return nil
 }

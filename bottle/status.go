@@ -140,29 +140,10 @@ type BundleConfig struct {
 	Resolve    map[string]string `json:"resolve,omitempty"`     // host -> address
 	AllowCIDRs []string          `json:"allow_cidrs,omitempty"` // private networks that the operator permits
 	UpstreamCA string            `json:"upstream_ca,omitempty"` // PEM text of extra roots
-	// Credentials are the names, headers, schemes and hosts; never the tokens.
+	// Credentials are the names, forms and hosts; never the tokens.
 	Credentials map[string]Credential `json:"credentials,omitempty"`
 	Binary      string                `json:"binary,omitempty"` // the real pipelock, if configured
 	MaxPending  int                   `json:"max_pending"`
 	// AcceptNoLandlock: the operator accepted, by name, a kernel without Landlock.
 	AcceptNoLandlock bool `json:"accept_no_landlock,omitempty"`
-}
-
-// A Credential is a secret that egress puts into requests to its hosts. The token itself
-// is read on the host, from TokenEnv, and handed to egress over a private socket.
-type Credential struct {
-	Header   string `yaml:"header" json:"header"`                     // canonicalised, e.g. Authorization
-	Scheme   string `yaml:"scheme,omitempty" json:"scheme,omitempty"` // put before the token, e.g. Bearer
-	TokenEnv string `yaml:"token_env" json:"token_env"`
-	Hosts    []Host `yaml:"hosts" json:"hosts"` // required: nowhere else
-}
-
-// Allows reports whether the credential may be sent to h: one of its hosts covers it.
-func (c Credential) Allows(h Host) bool {
-	for _, have := range c.Hosts {
-		if have.Covers(h) {
-			return true
-		}
-	}
-	return false
 }

@@ -17,22 +17,21 @@ import (
 
 // An exchange is one request and its response.
 type exchange struct {
-	query   allow.Query
-	path    string // what goes upstream, byte for byte
-	limited bool   // by matches, so that nothing may speak past them
-	single  bool   // its grant is for one use: it must be sent once, or not at all
-	// credential is the name of what is put in; secret is the header value and token what
-	// must not come back.
-	credential    string
-	header        string
-	secret, token string
-	websocket     bool
-	key           string // Sec-WebSocket-Key
-	closeAfter    bool   // the connection is no longer framed; see [wireConn]
-	h2            bool   // it came by HTTP/2
-	bodiless      bool   // its response has no body
-	first         *first // the tunnel's
-	entry         *entry // of the access log; nil for what egress answers itself
+	query    allow.Query
+	path     string // what goes upstream, byte for byte
+	limited  bool   // by matches, so that nothing may speak past them
+	single   bool   // its grant is for one use: it must be sent once, or not at all
+	rawQuery string // as the agent wrote it
+	// credential is the name of what is put in, and secret the thing itself.
+	credential string
+	secret     *held
+	websocket  bool
+	key        string // Sec-WebSocket-Key
+	closeAfter bool   // the connection is no longer framed; see [wireConn]
+	h2         bool   // it came by HTTP/2
+	bodiless   bool   // its response has no body
+	first      *first // the tunnel's
+	entry      *entry // of the access log; nil for what egress answers itself
 }
 
 type (
@@ -172,6 +171,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	ex := &exchange{closeAfter: upgrade, h2: r.ProtoMajor == 2, first: t.first}
 	header := forwardable(r)
 	ex.query = allow.Query{Host: to.host, Port: to.port, Method: r.Method, Path: pathOnly(target), Header: header, TLS: tls}
+	_, ex.rawQuery, _ = strings.Cut(target, "?")
 	if to.host == bottle.EgressHost {
 		s.introspect(w, r, ex)
 		return
@@ -233,7 +233,7 @@ func (s *Server) admit(f *flow, ex *exchange) *refusal {
 		route := snap.routes[v.Route]
 		f.entry.route = &snap.routes[v.Route]
 		ex.path, ex.limited, ex.credential = v.Path, len(route.Matches) > 0, route.Credential
-		if n := ex.twin(route, s.keys.credentials[route.Credential].Header); n != nil {
+		if n := ex.twin(route, s.keys.credentials[route.Credential]); n != nil {
 			return n
 		}
 		if ex.credential != "" {
@@ -282,12 +282,11 @@ func (s *Server) takeCredential(ex *exchange) *refusal {
 	case !ex.query.TLS:
 		return ex.refusal(http.StatusForbidden, fmt.Sprintf("credential %s is sent over TLS alone; use https", ex.credential))
 	}
-	if ex.secret, ok = s.keys.value(ex.credential); !ok {
+	if ex.secret = s.keys.get(ex.credential); ex.secret == nil {
 		n := ex.refusal(http.StatusServiceUnavailable, fmt.Sprintf("credential %s has not been handed over; is the keeper running?", ex.credential))
 		n.failure = true
 		return n
 	}
-	ex.header, ex.token = c.Header, s.keys.token(ex.credential)
 	return nil
 }
 
@@ -311,7 +310,7 @@ func (s *Server) rewrite(pr *httputil.ProxyRequest) {
 		for _, name := range []string{"Range", "If-Range", "Sec-Websocket-Extensions", "Authorization"} {
 			out.Header.Del(name)
 		}
-		out.Header.Set(ex.header, ex.secret) // replaces the agent's
+		ex.secret.put(out)
 	}
 }
 
@@ -339,7 +338,7 @@ func (s *Server) modify(res *http.Response) error {
 	res.Header.Del(layerHeader) // an upstream can't speak for us
 	res.Header.Del("Alt-Svc")   // nor send the agent another way
 	if ex.credential != "" {
-		redact(res, ex.token)
+		redact(res, ex.secret)
 	}
 	ex.bodiless = res.ContentLength == 0
 	if res.StatusCode == http.StatusSwitchingProtocols {
@@ -362,6 +361,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	n := ex.failed(err)
+	n.reason = s.keys.hide(n.reason) // which can quote what the upstream sent
 	s.note(n)
 	n.write(w, r.Header["Accept"])
 }

@@ -62,21 +62,26 @@ func overrides() []string {
 	}
 }
 
-// twin refuses a field that some servers take for one by which the route judges, or in
+// twin refuses a field, or a parameter of the query, that some servers take for one by which the route judges, or in
 // which its credential goes: whose value they would then act on is anyone's guess.
-func (ex *exchange) twin(route bottle.Route, credentialHeader string) *refusal {
+func (ex *exchange) twin(route bottle.Route, c bottle.Credential) *refusal {
 	var names []string
 	for _, m := range route.Matches {
 		for _, h := range m.Headers {
 			names = append(names, h.Name)
 		}
 	}
-	if credentialHeader != "" {
-		names = append(names, credentialHeader, "Authorization")
+	if route.Credential != "" {
+		names = append(names, c.Carrier(), "Authorization")
 	}
 	for name := range ex.query.Header {
 		if d := dashed(name); d != name && slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, d) }) {
 			return ex.refusal(http.StatusForbidden, fmt.Sprintf("the header %s reads as %s to some servers, which this route decides on; leave it out", printable(name, 100), d))
+		}
+	}
+	if c.Query != "" {
+		if t := queryTwin(ex.rawQuery, c.Query); t != "" {
+			return ex.refusal(http.StatusForbidden, fmt.Sprintf("the query parameter %s reads as %s to some servers, which this route puts in; leave it out", printable(t, 100), c.Query))
 		}
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -31,40 +32,27 @@ const (
 type keyring struct {
 	credentials map[string]bottle.Credential
 
-	mu     sync.RWMutex
-	tokens map[string]string
+	mu   sync.RWMutex
+	held map[string]*held
 }
 
 func newKeyring(credentials map[string]bottle.Credential) *keyring {
-	return &keyring{credentials: credentials, tokens: map[string]string{}}
+	return &keyring{credentials: credentials, held: map[string]*held{}}
 }
 
-// value returns the header value of a credential: scheme and token. It is a secret.
-func (k *keyring) value(name string) (string, bool) {
+// get returns what is held of a credential, nil if it was not handed over.
+func (k *keyring) get(name string) *held {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	token, ok := k.tokens[name]
-	if scheme := k.credentials[name].Scheme; scheme != "" {
-		token = scheme + " " + token
-	}
-	return token, ok
+	return k.held[name]
 }
 
-// token returns a credential's bare token, which must not come back in an answer.
-func (k *keyring) token(name string) string {
+// hide returns text without anything secret that is held.
+func (k *keyring) hide(text string) string {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	return k.tokens[name]
-}
-
-// redact returns text without the tokens that are held.
-func (k *keyring) redact(text string) string {
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	for _, token := range k.tokens {
-		if len(token) >= minRedacted {
-			text = strings.ReplaceAll(text, token, strings.Repeat("*", len(token)))
-		}
+	for _, h := range k.held {
+		text = h.hide(text)
 	}
 	return text
 }
@@ -75,7 +63,7 @@ func (k *keyring) needs() []string {
 	defer k.mu.RUnlock()
 	var names []string
 	for name := range k.credentials {
-		if _, ok := k.tokens[name]; !ok {
+		if k.held[name] == nil {
 			names = append(names, name)
 		}
 	}
@@ -99,16 +87,22 @@ func (k *keyring) add(tokens map[string]string) error {
 			return fmt.Errorf("credential %s: the token has a space or line break at an end, or a control character, and can't be sent in a header", name)
 		}
 	}
+	fresh := map[string]*held{}
+	for name, token := range tokens {
+		h, err := newHeld(k.credentials[name], token)
+		if err != nil {
+			return fmt.Errorf("credential %s: %w", name, err)
+		}
+		fresh[name] = h
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for name, token := range tokens {
-		if have, ok := k.tokens[name]; ok && subtle.ConstantTimeCompare([]byte(have), []byte(token)) == 0 {
+		if have := k.held[name]; have != nil && subtle.ConstantTimeCompare([]byte(have.token), []byte(token)) == 0 {
 			return fmt.Errorf("credential %s: another token is held already; to change it, stop and start the bottle", name)
 		}
 	}
-	for name, token := range tokens {
-		k.tokens[name] = token
-	}
+	maps.Copy(k.held, fresh)
 	return nil
 }
 

@@ -11,12 +11,18 @@ import (
 // occur by chance.
 const minRedacted = 8
 
-// redact takes a token out of a response: some hosts echo a request's header, in an error
-// page for one. It finds the token as it was sent, in header fields, trailers and the body,
+// redact takes a credential out of a response: some hosts echo a request's header or its URL, in an
+// error page for one. It finds the token, and what was sent of it, in header fields, trailers and the body,
 // for which the request asked uncompressed and whole; an upstream that means to leak it can
 // encode it, which is why a credential is bound to its hosts. The body keeps its length and
 // streams on. What follows a switch of protocols is not looked through.
-func redact(res *http.Response, token string) {
+func redact(res *http.Response, h *held) {
+	for _, e := range h.echoes {
+		redactOne(res, e)
+	}
+}
+
+func redactOne(res *http.Response, token string) {
 	if len(token) < minRedacted {
 		return
 	}

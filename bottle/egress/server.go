@@ -97,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
-	s.access = newAccessLog(cfg.AccessLog, s.now, s.keys.redact, &s.counts[countDropped])
+	s.access = newAccessLog(cfg.AccessLog, s.now, s.keys.hide, &s.counts[countDropped])
 	s.leaves, s.denials = newLeaves(authority, s.now), newDenials(s.now)
 	if s.up, err = newUpstreams(s.hop, cfg.UpstreamCA); err != nil {
 		return nil, fmt.Errorf("egress: %w", err)

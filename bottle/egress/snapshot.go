@@ -42,14 +42,8 @@ func loadSnapshot(path string, credentials map[string]bottle.Credential, now tim
 		if r.Grant != nil && r.Grant.Duration.Kind == bottle.TTL {
 			s.timed = true
 		}
-		if r.Credential == "" {
-			continue
-		}
-		switch c, ok := credentials[r.Credential]; {
-		case !ok:
-			return nil, revision, fmt.Errorf("routes: %s: credential %q is not in the manifest: %w", r.Host, r.Credential, bottle.ErrInvalid)
-		case !c.Allows(r.Host):
-			return nil, revision, fmt.Errorf("routes: credential %s is not for %s; add the host to its hosts in the manifest: %w", r.Credential, r.Host, bottle.ErrInvalid)
+		if err := bottle.CheckCredential(r, credentials); err != nil {
+			return nil, revision, fmt.Errorf("routes: %w", err)
 		}
 	}
 	if s.table, err = allow.Compile(routes); err != nil {
