@@ -138,7 +138,7 @@ func (in *Inheritance) Pipe(name string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("inherited pipe %q: %w", name, err)
 	}
-	return os.NewFile(uintptr(fd), name), nil //nolint:gosec // G115: an open descriptor
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // Report tells init what this daemon's status is. init alone writes status/, so that no daemon can

@@ -95,7 +95,8 @@ const maxRequestID = 64
 func requestID(h http.Header) string {
 	id := h.Get("X-Request-Id")
 	if len(id) > maxRequestID || strings.ContainsFunc(id, func(c rune) bool {
-		return !(c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || c == '-' || c == '_' || c == '.')
+		alphanumeric := c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
+		return !alphanumeric && !strings.ContainsRune("-_.", c)
 	}) {
 		return ""
 	}

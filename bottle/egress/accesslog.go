@@ -111,10 +111,9 @@ func (l *accessLog) run(stop <-chan struct{}) {
 	flush := func() {
 		due = nil
 		for i := range l.budgets {
-			buf, lines = l.confess(buf, i), lines+1
+			buf = l.confess(buf, i)
 		}
 		if len(buf) == 0 {
-			lines = 0
 			return
 		}
 		if _, err := l.w.Write(buf); err != nil { // init is gone, or does not take it any more
