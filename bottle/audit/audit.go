@@ -75,6 +75,7 @@ const (
 	ConfigKeptAside      Event = "config-kept-aside"
 	Edited               Event = "edited"
 	CredentialHanded     Event = "credential-handed"
+	ManifestAccepted     Event = "manifest-accepted"
 	Started              Event = "started"
 	Stopped              Event = "stopped"
 )

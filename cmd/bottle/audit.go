@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -110,34 +111,63 @@ func (a *app) showAudit(last int) error {
 	w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "TIME\tBOTTLE\tEVENT\tREQUEST\tBY\tWHAT")
 	for _, e := range out {
-		by := "-"
-		if e.Actor != nil {
-			by = fmt.Sprintf("%d %s", e.Actor.UID, e.Actor.Name)
-		}
-		var what []string
-		for _, file := range []string{"routes.yaml", "pipelock.yaml"} {
-			for _, l := range e.Before[file] {
-				what = append(what, "- "+l)
+		cells := []string{e.Time.Local().Format(time.DateTime), e.Bottle, string(e.Event), cmp.Or(e.Short, "-"), actorName(e.Actor)}
+		for i, what := range whatOf(e) {
+			if i > 0 {
+				cells = make([]string, 5)
 			}
-			for _, l := range e.After[file] {
-				what = append(what, "+ "+l)
+			for _, c := range cells {
+				fmt.Fprintf(w, "%s\t", prompt.Text(c))
 			}
-			if len(what) > 0 {
-				break // pipelock.yaml follows from routes.yaml
-			}
+			fmt.Fprintln(w, prompt.Clip(what, maxWhat))
 		}
-		what = append(what, e.After["asked"]...)
-		if e.Detail != "" {
-			what = append(what, e.Detail)
-		}
-		short := e.Short
-		if short == "" {
-			short = "-"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", e.Time.Local().Format(time.DateTime), prompt.Text(e.Bottle), prompt.Text(string(e.Event)),
-			prompt.Text(short), prompt.Text(by), prompt.Clip(strings.Join(what, "; "), 100))
 	}
 	return w.Flush()
+}
+
+// Bounds of what is shown of one entry; --json has all of it.
+const (
+	maxWhat     = 100 // characters of a row
+	maxWhatRows = 30
+)
+
+func actorName(a *audit.Actor) string {
+	if a == nil {
+		return "-"
+	}
+	return cmp.Or(a.Name, fmt.Sprintf("uid%d", a.UID))
+}
+
+// whatOf says what came of an entry, in one row. A manifest that was accepted has a row for each
+// line that it changed: none of them may hide behind the others.
+func whatOf(e audit.Entry) []string {
+	var what []string
+	for _, file := range []string{bottle.RoutesFile, bottle.PipelockFile, bottle.ManifestFile} {
+		for _, l := range e.Before[file] {
+			what = append(what, "- "+l)
+		}
+		for _, l := range e.After[file] {
+			what = append(what, "+ "+l)
+		}
+		if len(what) > 0 {
+			break // pipelock.yaml follows from routes.yaml
+		}
+	}
+	if e.Event == audit.ManifestAccepted {
+		if n := len(what); n > maxWhatRows {
+			what = append(what[:maxWhatRows:maxWhatRows], fmt.Sprintf("and %d more lines (bottle audit --json)", n-maxWhatRows))
+		}
+		said := e.Outcome + ": " + bottle.ManifestFile + " is at " + bottle.Hash(e.Revision[bottle.ManifestFile]).Short()
+		if before, ok := strings.CutPrefix(e.Detail, inPlaceOf); ok {
+			said += ", was at " + bottle.Hash(before).Short()
+		}
+		return append([]string{said}, what...)
+	}
+	what = append(what, e.After["asked"]...)
+	if e.Detail != "" {
+		what = append(what, e.Detail)
+	}
+	return []string{strings.Join(what, "; ")}
 }
 
 // tail reads the last n lines of a bottle's trail.

@@ -182,9 +182,9 @@ func (c *cell) prepare(ctx context.Context, a *app, at place, path string, accep
 		if err := c.endSession(ctx); err != nil {
 			return err
 		}
-		if err := c.acceptManifest(ctx, a, accept); err != nil {
-			return err
-		}
+	}
+	if err := c.acceptManifest(ctx, a, accept); err != nil {
+		return err
 	}
 	return c.locked(ctx, func() (err error) {
 		err = c.dir.UpdateMetadata(func(m *bottle.Metadata) error {
@@ -231,41 +231,6 @@ func (c *cell) endSession(ctx context.Context) error {
 	}
 	_, err := c.apply.EndSession(ctx)
 	return err
-}
-
-// acceptManifest shows how the manifest differs from the one accepted at the last start,
-// and asks: it may lie where an agent can write.
-func (c *cell) acceptManifest(ctx context.Context, a *app, accept bool) error {
-	old, err := loadAccepted(c.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	old.Egress.Routes = ownRoutes(old)
-	diff := bottle.ManifestDiff(old, c.manifest)
-	if diff.Empty() {
-		return nil
-	}
-	v := prompt.View{Proposal: &bottle.Proposal{Diffs: []bottle.FileDiff{diff}}, Color: wantColor(a.err), Width: widthOf(a.err)}
-	fmt.Fprintln(a.err, "the manifest differs from the one that was accepted at the last start:")
-	if err := v.RenderChange(a.err); err != nil {
-		return err
-	}
-	if accept {
-		return nil
-	}
-	con, done, err := a.console(ctx, "give --accept if this is what you want")
-	if err != nil {
-		return fmt.Errorf("the manifest changed: %w", err)
-	}
-	defer done()
-	yes, err := con.ConfirmView(v, "start with it?")
-	if err != nil || !yes {
-		return errors.Join(errors.New("not started; the accepted manifest stands"), ignoreEOF(err))
-	}
-	return nil
 }
 
 // bringUp starts the keeper, which starts the bundle, and waits for both.
