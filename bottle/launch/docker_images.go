@@ -135,7 +135,11 @@ func buildImage(ctx context.Context, c ImageConfig, name string, src imageSource
 	if c.Tag != nil {
 		tag = c.Tag(name)
 	}
-	o := build.ImageBuildOptions{Tags: []string{tag}, Remove: true, ForceRemove: true, BuildArgs: map[string]*string{}}
+	programs, err := programsHash(src.programs, func(name string) (io.ReadCloser, error) { return os.Open(c.Program(name)) })
+	if err != nil {
+		return err
+	}
+	o := build.ImageBuildOptions{Tags: []string{tag}, Remove: true, ForceRemove: true, BuildArgs: map[string]*string{}, Labels: map[string]string{labelPrograms: programs}}
 	if name == BundleImage {
 		o.Target = "bundle"
 		if c.Args["PIPELOCK_IMAGE"] != "" {

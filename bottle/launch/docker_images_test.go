@@ -67,6 +67,7 @@ func TestBuildImages(t *testing.T) {
 		if err := bottle.ReadJSON(p.dir.BundleConfig(), 0, &cfg); err != nil || cfg.Binary != "/usr/local/bin/pipelock" {
 			t.Errorf("%q, %v", cfg.Binary, err)
 		}
+		outdated(t, p.Docker, d.program)
 	})
 	t.Run("refusals", func(t *testing.T) {
 		dynamic := filepath.Join(t.TempDir(), "dynamic")
@@ -100,4 +101,32 @@ func TestBuildImages(t *testing.T) {
 			t.Errorf("without a client: %v", err)
 		}
 	})
+}
+
+// outdated compares an image that was just built with the programs it was built of, and others.
+func outdated(t *testing.T, d *launch.Docker, program func(string) string) {
+	t.Helper()
+	newer := filepath.Join(t.TempDir(), "bottle-supervise")
+	b, err := os.ReadFile(program("bottle-supervise"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(newer, append(b, 0), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ path, says string }{
+		"the same": {path: program("bottle-supervise")},
+		"nothing":  {path: ""},
+		"newer":    {path: newer, says: "holds other programs than this bottle's, as after an update; bottle image build bottle-sidecars makes it anew"},
+	} {
+		got, err := d.Outdated(t.Context(), func(n string) string {
+			if n == "bottle-supervise" {
+				return c.path
+			}
+			return program(n)
+		})
+		if err != nil || (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 
 	"bottle/bottle"
 	"bottle/bottle/launch"
+	"bottle/bottle/prompt"
 )
 
 func (a *app) imageCmd() *cobra.Command {
@@ -58,6 +60,18 @@ makes both. The base images are build arguments; the engine pulls them if it has
 	}
 	c.Flags().StringArrayVar(&buildArgs, "build-arg", nil, "NAME=VALUE, as the Dockerfiles name it; may be given again")
 	return c
+}
+
+// warnImage says that an image is of another bottle: it was forgotten at an update. That is no
+// reason to refuse it, as a registry may serve one for several machines.
+func (a *app) warnImage(ctx context.Context, d *launch.Docker) {
+	warning, err := d.Outdated(ctx, findBinary)
+	if err != nil {
+		warning = err.Error()
+	}
+	if warning != "" {
+		fmt.Fprintln(a.err, "bottle: "+prompt.Text(warning))
+	}
 }
 
 func (a *app) cleanupCmd() *cobra.Command {

@@ -116,6 +116,9 @@ func (a *app) start(ctx context.Context, o startOptions) error {
 	if err := c.noteWorkspace(a.err); err != nil {
 		return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
 	}
+	if d, ok := c.backend.(*launch.Docker); ok {
+		a.warnImage(ctx, d)
+	}
 	if err := c.bringUp(ctx, a); err != nil {
 		return err
 	}
