@@ -361,6 +361,9 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	n := ex.failed(err)
+	// What is left of the request's body must not be read as a request. That it could not be
+	// read may be why it failed, and net/http goes on all the same.
+	n.close = n.close || r.ProtoMajor == 1 && r.ContentLength != 0
 	n.reason = s.keys.hide(n.reason) // which can quote what the upstream sent
 	s.note(n)
 	n.write(w, r.Header["Accept"])

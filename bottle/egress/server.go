@@ -198,7 +198,7 @@ func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Server{
-		Handler: h, Protocols: protocols,
+		Handler: h, Protocols: protocols, DisableGeneralOptionsHandler: true, // or OPTIONS * is not judged
 		ReadHeaderTimeout: headTimeout, IdleTimeout: keepTimeout, MaxHeaderBytes: maxHead,
 		// A response may take for ever, and so may a request's body: no other timeouts.
 		BaseContext: func(net.Listener) context.Context { return ctx },
@@ -215,13 +215,17 @@ func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 			}
 			return ctx
 		},
-		ConnState: func(_ net.Conn, state http.ConnState) {
+		ConnState: func(c net.Conn, state http.ConnState) {
 			switch state {
 			case http.StateNew:
 				s.handlers.enter()
 			case http.StateHijacked, http.StateClosed: // whose handler has counted itself
 				s.handlers.leave()
-			case http.StateActive, http.StateIdle:
+			case http.StateIdle:
+				if c, ok := c.(interface{ idle() }); ok { // a [wireConn]
+					c.idle()
+				}
+			case http.StateActive:
 			}
 		},
 		ErrorLog: slog.NewLogLogger(s.chatter.Handler(), slog.LevelDebug),

@@ -2,6 +2,7 @@ package egress
 
 import (
 	"bytes"
+	"io"
 	"net"
 	"net/http"
 	"net/textproto"
@@ -9,11 +10,20 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
 )
 
-// maxHead bounds a request's head: its request line and header fields, and so a chunked
-// body's trailer.
-const maxHead = 64 << 10
+const (
+	// maxHead bounds a request's head: its request line and header fields.
+	maxHead = 64 << 10
+	// maxTrailer bounds what follows a chunked body. net/http gives up at 4 KiB, and then
+	// takes what is left for a request.
+	maxTrailer = 3 << 10
+	// partingTime is for the last words on a connection with a violation.
+	partingTime = time.Second
+)
 
 // A wireConn watches the bytes that net/http's server reads and ends the connection where
 // a request could be read in two ways. net/http is lenient where RFC 9112 lets it be (bare
@@ -23,13 +33,16 @@ const maxHead = 64 << 10
 //
 //   - lines end in CR LF, and CR, LF and NUL are nowhere else;
 //   - a request line is three words with one space between;
-//   - a field is name, colon, value; no space before the colon, no folding;
+//   - a field is name, colon, value; no space before the colon, no folding, no octets that
+//     RFC 9110 section 5.5 does not have;
 //   - the body is framed by one Content-Length of digits, or one Transfer-Encoding that is
-//     "chunked", never both; chunk sizes are hexadecimal digits, with no extension;
+//     "chunked", never both, and that not in HTTP/1.0; chunk sizes are hexadecimal digits,
+//     with no extension;
 //   - the Host field names the host that an absolute target does.
 //
 // It passes bytes on as they come and holds back nothing but a violation, which net/http
-// gets as a read error; as the violation is in the head, no handler has run by then. After
+// gets as a read error. If the violation is in the head, no handler has run by then; if it is
+// in the body, the handler's exchange ends, and the answer is given by [wireConn.Close]. After
 // a CONNECT or an Upgrade the rest of the connection is not HTTP, and it only passes on;
 // such a connection must then be hijacked or closed.
 type wireConn struct {
@@ -45,8 +58,9 @@ type wireConn struct {
 	head    head
 	pending error // after what was already passed on
 
-	mu       sync.Mutex
-	violated *violation
+	mu        sync.Mutex
+	violated  *violation
+	answering bool // a response was begun and has not ended
 }
 
 type wireState int
@@ -69,6 +83,8 @@ type head struct {
 	length         int64
 	chunked        bool
 	upgrade        bool
+	expect         bool
+	old            bool // HTTP/1.0
 	hosts          []string
 	authorization  []string // Proxy-Authorization
 }
@@ -108,6 +124,9 @@ func (c *wireConn) Read(p []byte) (int, error) {
 func (c *wireConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	v := c.violated
+	if !bytes.HasPrefix(p, []byte("HTTP/1.1 1")) || bytes.HasPrefix(p, []byte("HTTP/1.1 101 ")) {
+		c.answering = true
+	}
 	c.mu.Unlock()
 	if v != nil && bytes.HasPrefix(p, []byte("HTTP/1.1 400 Bad Request\r\n")) {
 		if _, err := c.Conn.Write(c.refuse(v)); err != nil {
@@ -116,6 +135,34 @@ func (c *wireConn) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
+}
+
+// idle is called when a response is complete.
+func (c *wireConn) idle() {
+	c.mu.Lock()
+	c.answering = false
+	c.mu.Unlock()
+}
+
+// Close ends the connection. Where an exchange was given up for a violation in its body and
+// no response had been begun, the refusal is the response. What the peer still sends is read
+// for a moment: a close with unread bytes is a reset, which can overtake the answer.
+func (c *wireConn) Close() error {
+	c.mu.Lock()
+	v, unsaid := c.violated, !c.answering
+	c.answering = true
+	c.mu.Unlock()
+	if v == nil {
+		return c.Conn.Close()
+	}
+	_ = c.Conn.SetDeadline(time.Now().Add(partingTime))
+	if unsaid {
+		_, _ = c.Conn.Write(c.refuse(v))
+	}
+	if h, ok := c.Conn.(interface{ CloseWrite() error }); ok && h.CloseWrite() == nil {
+		_, _ = io.CopyN(io.Discard, c.Conn, maxHead)
+	}
+	return c.Conn.Close()
 }
 
 // scan moves the state on over b. It returns how many bytes may be passed on: all, or
@@ -142,8 +189,11 @@ func (c *wireConn) scan(b []byte) (good int, v *violation) {
 			if end >= 0 {
 				part = b[i : i+end+1]
 			}
-			if c.size += len(part); c.size > maxHead {
+			switch c.size += len(part); {
+			case c.size > maxHead:
 				return i, c.bad(http.StatusRequestHeaderFieldsTooLarge, "the head of the request is over "+strconv.Itoa(maxHead>>10)+" KiB")
+			case c.state == inTrailer && c.size > maxTrailer:
+				return i, c.bad(http.StatusRequestHeaderFieldsTooLarge, "the trailer of the request is over "+strconv.Itoa(maxTrailer>>10)+" KiB")
 			}
 			c.line = append(c.line, part...)
 			if end >= 0 {
@@ -224,9 +274,12 @@ func (c *wireConn) requestLine(line string) *violation {
 	if len(words) != 3 || words[0] == "" || words[1] == "" || strings.ContainsRune(line, '\t') {
 		return c.bad(http.StatusBadRequest, "the request line is not method, target and version with one space between")
 	}
-	c.head.method, c.head.target = words[0], words[1]
-	if words[2] != "HTTP/1.1" && words[2] != "HTTP/1.0" {
+	c.head.method, c.head.target, c.head.old = words[0], words[1], words[2] == "HTTP/1.0"
+	switch {
+	case words[2] != "HTTP/1.1" && !c.head.old:
 		return c.bad(http.StatusHTTPVersionNotSupported, "the version is not HTTP/1.1 or HTTP/1.0")
+	case !validToken(words[0]):
+		return c.bad(http.StatusBadRequest, "the method is not a token")
 	}
 	if strings.ContainsRune(c.head.target, '#') {
 		return c.bad(http.StatusBadRequest, "the target has a fragment")
@@ -249,10 +302,14 @@ func (c *wireConn) splitField(line []byte) (name, value string, v *violation) {
 		return "", "", c.bad(http.StatusBadRequest, "a header field is folded over two lines")
 	}
 	n, val, ok := bytes.Cut(line, []byte(":"))
-	if !ok || len(n) == 0 || bytes.ContainsAny(n, " \t") {
+	value = strings.Trim(string(val), " \t")
+	switch {
+	case !ok, !validToken(string(n)):
 		return "", "", c.bad(http.StatusBadRequest, "a header field is not a name, a colon and a value")
+	case !httpguts.ValidHeaderFieldValue(value):
+		return "", "", c.bad(http.StatusBadRequest, "a header field has a control character in its value")
 	}
-	return textproto.CanonicalMIMEHeaderKey(string(n)), strings.Trim(string(val), " \t"), nil
+	return textproto.CanonicalMIMEHeaderKey(string(n)), value, nil
 }
 
 func (c *wireConn) field(line []byte) *violation {
@@ -272,10 +329,19 @@ func (c *wireConn) field(line []byte) *violation {
 			return c.bad(http.StatusBadRequest, "more than one Content-Length")
 		}
 	case "Transfer-Encoding":
-		if c.head.chunked || !strings.EqualFold(value, "chunked") {
+		switch {
+		case c.head.chunked || !isASCII(value, "chunked"):
 			return c.bad(http.StatusBadRequest, "Transfer-Encoding is not chunked, once")
+		case c.head.old: // RFC 9112 section 6.1
+			return c.bad(http.StatusBadRequest, "Transfer-Encoding in HTTP/1.0, which has none")
 		}
 		c.head.chunked = true
+	case "Expect":
+		// net/http would say no more than the status.
+		if c.head.expect || !isASCII(value, "100-continue") {
+			return c.bad(http.StatusExpectationFailed, "Expect is not 100-continue, once")
+		}
+		c.head.expect = true
 	case "Upgrade":
 		c.head.upgrade = true
 	case "Proxy-Authorization":
@@ -296,6 +362,9 @@ func (c *wireConn) endHead() *violation {
 	if v := c.hostAgrees(); v != nil {
 		return v
 	}
+	if v := c.parsed(); v != nil {
+		return v
+	}
 	switch h := c.head; {
 	case h.method == http.MethodConnect && (h.chunked || h.length > 0):
 		return c.bad(http.StatusBadRequest, "CONNECT with a body")
@@ -311,6 +380,34 @@ func (c *wireConn) endHead() *violation {
 		c.next()
 	}
 	return nil
+}
+
+// parsed refuses what net/http does not parse and would refuse without a reason.
+func (c *wireConn) parsed() *violation {
+	h := c.head
+	if h.method != http.MethodConnect {
+		if _, err := url.ParseRequestURI(h.target); err != nil {
+			if a, ok := cutScheme(h.target); ok {
+				if _, err := parseAuthority(a.authority, schemePort(a.tls)); err != nil {
+					return c.bad(http.StatusForbidden, err.Error())
+				}
+			}
+			return c.bad(http.StatusBadRequest, "the target is not a path or a URL")
+		}
+		if len(h.hosts) == 0 && !h.old {
+			return c.bad(http.StatusBadRequest, "no Host")
+		}
+	}
+	if len(h.hosts) > 0 && !httpguts.ValidHostHeader(h.hosts[0]) {
+		return c.bad(http.StatusBadRequest, "Host "+printable(h.hosts[0], maxShownHost)+" is none; use letters, digits, hyphens and dots (a name in another script begins with xn--)")
+	}
+	return nil
+}
+
+// isASCII compares without regard to case, in ASCII alone: in Unicode, other letters fold to
+// k and s too, in more bytes.
+func isASCII(value, word string) bool {
+	return len(value) == len(word) && strings.EqualFold(value, word)
 }
 
 // hostAgrees compares the Host field with the host that the target names, if it does. The
