@@ -47,6 +47,11 @@ func forwardable(r *http.Request) http.Header {
 		}
 	}
 	removeAll(out, hopByHop())
+	for name := range out {
+		if d := dashed(name); d != name && d == "Content-Length" { // net/http writes the real one
+			delete(out, name)
+		}
+	}
 	if wantsTrailers(r) {
 		out.Set("Te", "trailers")
 	}
