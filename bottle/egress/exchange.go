@@ -340,6 +340,9 @@ func (s *Server) modify(res *http.Response) error {
 	if ex.credential != "" {
 		redact(res, ex.secret)
 	}
+	if res.StatusCode < http.StatusOK && res.StatusCode != http.StatusSwitchingProtocols {
+		return fmt.Errorf("its status is %03d, which is none", res.StatusCode)
+	}
 	ex.bodiless = res.ContentLength == 0
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		if !ex.websocket || !acceptsWebsocket(res, ex.key) {

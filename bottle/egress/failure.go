@@ -96,6 +96,9 @@ func (ex *exchange) failed(err error) *refusal {
 		n.reason = ex.to().String() + " did not answer in time"
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		n.reason = ex.to().String() + " closed the connection without an answer"
+	case ex.credential != "":
+		// net/http quotes what it could not read, and an upstream can have put the secret there.
+		n.reason = ex.to().String() + " sent what is no answer; it is not shown, since it could show the credential"
 	default:
 		n.reason = ex.to().String() + ": " + cause(err)
 	}
