@@ -44,9 +44,9 @@ func (g *Gate) health(w http.ResponseWriter) {
 
 // connect splices a tunnel to the target, byte for byte.
 func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
-	host, port, err := splitTarget(r.Host, "")
+	host, port, err := splitTarget(r.RequestURI, "")
 	if err != nil {
-		g.refuse(w, http.StatusBadRequest, refusal{Host: r.Host, Reason: err.Error()})
+		g.refuse(w, http.StatusBadRequest, refusal{Host: r.RequestURI, Reason: err.Error()})
 		return
 	}
 	// Not the request's own context: that ends when the client closes its side, and a client
@@ -148,6 +148,14 @@ func (g *Gate) newForward() {
 				p.Out.URL.Host += ":" + strconv.Itoa(t.port)
 			}
 			p.Out.Host = p.Out.URL.Host
+			p.Out.URL.RawQuery = p.In.URL.RawQuery // which net/http cleans; it is not ours to judge
+			for k := range p.Out.Header {
+				// To CGI (RFC 3875, 4.1.18) and what came of it, this is a second frame for the body.
+				switch strings.ToLower(k) {
+				case "content_length", "transfer_encoding":
+					delete(p.Out.Header, k)
+				}
+			}
 			for _, k := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
 				if v, ok := p.In.Header[k]; ok { // not ours to take away or add
 					p.Out.Header[k] = v
@@ -158,6 +166,9 @@ func (g *Gate) newForward() {
 			}
 		},
 		ModifyResponse: func(res *http.Response) error {
+			if res.StatusCode < http.StatusContinue { // which net/http can't pass on
+				return fmt.Errorf("the answer's status is %03d, which is none", res.StatusCode)
+			}
 			res.Header.Del("X-Bottle-Layer") // an upstream can't speak for the gate
 			g.counters.allowed.Add(1)
 			return nil
