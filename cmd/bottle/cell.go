@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -97,14 +98,26 @@ func (a *app) open(name string, logger *slog.Logger) (*cell, error) {
 		return nil, err
 	}
 	meta, err := dir.LoadMetadata()
+	if errors.Is(err, bottle.ErrNotFound) {
+		return nil, neverStarted(name, "")
+	}
 	if err != nil {
 		return nil, err
 	}
 	manifest, err := loadAccepted(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, neverStarted(name, meta.Manifest)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return a.assemble(dir, manifest, place{meta.Backend, meta.Unconfined}, logger)
+}
+
+// neverStarted is the error for a bottle that is not there, or whose first start failed before
+// its manifest was accepted. file is what that start was given, if it is known.
+func neverStarted(name, file string) error {
+	return fmt.Errorf("bottle %s has never started; bottle start -f %s starts it: %w", name, cmp.Or(file, "FILE"), bottle.ErrNotFound)
 }
 
 // A place is where a bottle runs.

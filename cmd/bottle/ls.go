@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"text/tabwriter"
 	"time"
@@ -20,7 +22,7 @@ import (
 // bottleJSON is ls --json.
 type bottleJSON struct {
 	Name      string    `json:"name"`
-	Status    string    `json:"status"` // ready, starting, down, unattended (no keeper), stopped, unknown
+	Status    string    `json:"status"` // ready, starting, down, unattended (no keeper), stopped, never-started, unknown
 	Backend   string    `json:"backend"`
 	StartedAt time.Time `json:"started_at"`
 	Pending   int       `json:"pending"`
@@ -59,8 +61,12 @@ func (a *app) lsCmd() *cobra.Command {
 			w := tabwriter.NewWriter(a.out, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "NAME\tSTATUS\tBACKEND\tSTARTED\tWAITING\tMANIFEST")
 			for _, b := range out {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", prompt.Text(b.Name), b.Status, prompt.Text(b.Backend),
-					prompt.Ago(time.Since(b.StartedAt)), b.Pending, prompt.Text(b.Manifest))
+				started := "-"
+				if b.Status != "never-started" {
+					started = prompt.Ago(time.Since(b.StartedAt))
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\n", prompt.Text(b.Name), b.Status, prompt.Text(cmp.Or(b.Backend, "-")),
+					started, b.Pending, prompt.Text(cmp.Or(b.Manifest, "-")))
 				if b.Problem != "" {
 					fmt.Fprintln(a.err, "bottle: "+prompt.Text(b.Problem))
 				}
@@ -74,11 +80,15 @@ func (a *app) lsCmd() *cobra.Command {
 func describe(ctx context.Context, dir *bottle.Dir) bottleJSON {
 	b := bottleJSON{Name: dir.Name(), StateDir: dir.Path(), Status: "stopped"}
 	m, err := dir.LoadMetadata()
-	if err != nil {
+	if err != nil && !errors.Is(err, bottle.ErrNotFound) {
 		b.Status, b.Problem = "unknown", err.Error()
 		return b
 	}
 	b.Backend, b.StartedAt, b.Manifest = m.Backend, m.StartedAt, m.Manifest
+	if _, err := os.Stat(dir.Manifest()); errors.Is(err, fs.ErrNotExist) {
+		b.Status = "never-started" // its first start failed; there is nothing to stop
+		return b
+	}
 	if !m.StoppedAt.IsZero() {
 		return b
 	}
