@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 
 	"golang.org/x/net/http/httpguts"
 
@@ -60,6 +61,7 @@ func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.handlers.leave()
+	bothWays(w, r)
 	if !bottle.ProxyAuthorized(r.Header["Proxy-Authorization"], s.cfg.Secret) {
 		s.turnAway(w, r)
 		return
@@ -98,6 +100,7 @@ func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.handlers.leave()
+	bothWays(w, r)
 	t, ok := r.Context().Value(tunnelKey{}).(*tunnel)
 	if !ok {
 		panic(http.ErrAbortHandler) // no tunnel, no answer
@@ -123,6 +126,15 @@ func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.serve(w, r, t.to, true, target, t)
+}
+
+// bothWays lets an answer begin before the request's body has ended. Else net/http reads on
+// before the answer's first byte goes out, and who streams both ways, or waits for word
+// before it sends more, waits for ever. It is not to be had for HTTP/1.0 alone.
+func bothWays(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 }
 
 // misdirected refuses a request that names another place than its tunnel does: fronting, or
@@ -206,14 +218,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 		header.Set("Connection", "Upgrade")
 		header.Set("Upgrade", "websocket")
 	}
-	if r.ContentLength != 0 {
-		// Else net/http reads the whole body before the response's first byte goes out, and
-		// who streams both ways waits for ever. It is not to be had for HTTP/1.0 alone.
-		_ = http.NewResponseController(w).EnableFullDuplex()
-	}
 	out := r.WithContext(context.WithValue(ctx, exchangeKey{}, ex))
 	out.Header, out.Body = header, ex.entry.upload(r.Body)
-	s.proxy.ServeHTTP(informed{w, ex}, out)
+	answer := &informed{ResponseWriter: w, ex: ex, head: http.Header{}}
+	if !ex.h2 && httpguts.HeaderValuesContainsToken(r.Header["Expect"], "100-continue") && r.Body != http.NoBody {
+		out.Body = &wanted{out.Body, sync.OnceFunc(answer.goOn)}
+	}
+	s.proxy.ServeHTTP(answer, out)
 	whole = true // else it panics
 }
 
@@ -301,6 +312,11 @@ func (s *Server) rewrite(pr *httputil.ProxyRequest) {
 	out.URL = ex.url(pr.In.URL)
 	out.Host = ex.to().header(ex.query.TLS)
 	out.Trailer = nil
+	if ex.h2 && out.Body != nil {
+		// Not the proxy's, whose Close does nothing: who waits for more of it to send, after
+		// the upstream has answered, is told so by Close.
+		out.Body = pr.In.Body
+	}
 	if ex.limited {
 		removeAll(out.Header, overrides())
 	}
@@ -364,10 +380,10 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		panic(http.ErrAbortHandler)
 	}
 	n := ex.failed(err)
+	n.reason = s.keys.hide(n.reason) // which can quote what the upstream sent
 	// What is left of the request's body must not be read as a request. That it could not be
 	// read may be why it failed, and net/http goes on all the same.
 	n.close = n.close || r.ProtoMajor == 1 && r.ContentLength != 0
-	n.reason = s.keys.hide(n.reason) // which can quote what the upstream sent
 	s.note(n)
 	n.write(w, r.Header["Accept"])
 }

@@ -2,9 +2,12 @@ package egress
 
 import (
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"bottle/bottle"
 )
@@ -98,28 +101,75 @@ func (ex *exchange) twin(route bottle.Route, c bottle.Credential) *refusal {
 type informed struct {
 	http.ResponseWriter
 	ex *exchange
+
+	head http.Header // until it goes out
+
+	mu   sync.Mutex // the transport's goroutines send and receive at once
+	went bool       // the final head has gone out
+}
+
+// Header implements [http.ResponseWriter].
+func (w *informed) Header() http.Header {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.went { // for trailers
+		return w.ResponseWriter.Header()
+	}
+	return w.head
 }
 
 // WriteHeader implements [http.ResponseWriter].
-func (w informed) WriteHeader(status int) {
-	if status >= http.StatusOK {
+func (w *informed) WriteHeader(status int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	h := w.ResponseWriter.Header()
+	maps.Copy(h, w.head)
+	if status >= http.StatusOK || status == http.StatusSwitchingProtocols {
+		w.went = true
 		w.ex.entry.status.Store(int64(status))
-	} else if status != http.StatusSwitchingProtocols {
-		h := w.Header()
-		h.Del(layerHeader)
-		h.Del("Alt-Svc")
-		removeAll(h, hopByHop())
-		if w.ex.credential != "" {
-			clear(h)
+		if len(h["Content-Type"]) == 0 {
+			h["Content-Type"] = nil // else net/http makes a guess
 		}
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	h.Del(layerHeader)
+	h.Del("Alt-Svc")
+	removeAll(h, hopByHop())
+	if w.ex.credential != "" {
+		clear(h)
 	}
 	w.ResponseWriter.WriteHeader(status)
+	clear(h)
+}
+
+// goOn tells an agent that waits for it to send the request's body (100 Continue). net/http
+// does so itself at the first read, but in HTTP/1.1 without regard for another informational
+// response that is being written at that moment, and the two come out as one.
+func (w *informed) goOn() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.went {
+		w.ResponseWriter.WriteHeader(http.StatusContinue)
+	}
+}
+
+// A wanted body has the agent told to send it when it is first read.
+type wanted struct {
+	io.ReadCloser
+	goOn func()
+}
+
+// Read implements [io.Reader].
+func (b *wanted) Read(p []byte) (int, error) {
+	b.goOn()
+	return b.ReadCloser.Read(p)
 }
 
 // FlushError is for [http.ResponseController]. A response without a body is not flushed
 // before its end: in HTTP/2 its head would then not be its end, as gRPC wants it of an answer
 // that is nothing but trailers.
-func (w informed) FlushError() error {
+func (w *informed) FlushError() error {
 	if w.ex.bodiless {
 		return nil
 	}
@@ -127,11 +177,11 @@ func (w informed) FlushError() error {
 }
 
 // Write implements [io.Writer].
-func (w informed) Write(b []byte) (int, error) {
+func (w *informed) Write(b []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(b)
 	w.ex.entry.down.Add(int64(n))
 	return n, err
 }
 
 // Unwrap is for [http.ResponseController].
-func (w informed) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *informed) Unwrap() http.ResponseWriter { return w.ResponseWriter }
