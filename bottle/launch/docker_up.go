@@ -276,7 +276,7 @@ func (d *Docker) checkEngine(ctx context.Context) error {
 	if err := d.checkProject(ctx); err != nil {
 		return err
 	}
-	return d.checkImages(ctx)
+	return d.CheckImages(ctx)
 }
 
 // checkProject refuses a compose project of the same name that is not this bottle's.
@@ -293,7 +293,12 @@ func (d *Docker) checkProject(ctx context.Context) error {
 	return nil
 }
 
-func (d *Docker) checkImages(ctx context.Context) error {
+// CheckImages reports whether the images that a start needs are on the engine. It makes nothing.
+func (d *Docker) CheckImages(ctx context.Context) error {
+	if d.manifest == nil {
+		return errors.New("launch: Manifest is required to start")
+	}
+
 	images := []string{d.image}
 	if d.manifest.Agent.Build == nil {
 		images = append(images, d.manifest.Agent.Image)

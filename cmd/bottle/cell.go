@@ -214,11 +214,15 @@ func isExecutable(p string) bool {
 // operator is who runs this command: the uid from the kernel, and its name.
 func operator() bottle.Actor {
 	uid := os.Getuid()
-	name := "uid" + strconv.Itoa(uid)
+	return bottle.Actor{UID: uid, Name: userName(uid)}
+}
+
+// userName is that of a user of this machine, or uid and the number.
+func userName(uid int) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
-		name = u.Username
+		return u.Username
 	}
-	return bottle.Actor{UID: uid, Name: name}
+	return "uid" + strconv.Itoa(uid)
 }
 
 // find looks a request up in the bottles that the command is about. An ID that fits in

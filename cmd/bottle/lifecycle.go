@@ -93,6 +93,9 @@ func (a *app) start(ctx context.Context, o startOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := readable(ctx, dir, m, at, argv); err != nil {
+		return err
+	}
 	if err := dir.Create(); err != nil {
 		return err
 	}
@@ -152,6 +155,9 @@ func (a *app) announce(m *bottle.Manifest, at place) {
 			fmt.Fprintln(a.err, gap)
 		}
 	}
+	if why := unwritable(m.Agent.Workspace); why != "" {
+		fmt.Fprintf(a.err, "agent.workspace: the agent can't write in %s: %s; chown or chmod it if it should\n", prompt.Text(m.Agent.Workspace), why)
+	}
 	a.missingTokens(m)
 }
 
@@ -179,7 +185,7 @@ func (c *cell) prepare(ctx context.Context, a *app, at place, path string, accep
 		}
 	}
 	if up {
-		return fmt.Errorf("bottle %[1]s is running already; bottle stop %[1]s ends it, bottle restart %[1]s starts its daemons anew", c.name)
+		return fmt.Errorf("bottle %[1]s is running already; bottle attach %[1]s runs an agent in it, bottle stop %[1]s ends it, bottle restart %[1]s starts its daemons anew", c.name)
 	}
 	if !fresh {
 		if err := c.endSession(ctx); err != nil {
