@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"text/tabwriter"
@@ -14,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"bottle/bottle"
-	"bottle/bottle/launch"
 	"bottle/bottle/prompt"
 	"bottle/bottle/queue"
 )
@@ -109,53 +107,4 @@ func describe(ctx context.Context, dir *bottle.Dir) bottleJSON {
 		b.Status = "ready"
 	}
 	return b
-}
-
-func (a *app) logsCmd() *cobra.Command {
-	return &cobra.Command{
-		Use: "logs NAME", Short: "print the logs of a bottle's daemons and of its keeper", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			dir, err := a.dirOf(args[0])
-			if err != nil {
-				return err
-			}
-			m, err := dir.LoadMetadata()
-			if err != nil {
-				return err
-			}
-			switch {
-			case m.Backend != backendDocker:
-				err = copyLog(a.out, dir.Path("sidecars.log"))
-			case m.StoppedAt.IsZero():
-				err = a.copyContainerLogs(cmd.Context(), dir)
-			default:
-				err = copyLog(a.out, dir.Path("compose.log"))
-			}
-			return errors.Join(err, copyLog(a.out, dir.Path("keep.log")))
-		},
-	}
-}
-
-// copyContainerLogs prints what the containers of a bottle have printed, which the engine has.
-func (a *app) copyContainerLogs(ctx context.Context, dir *bottle.Dir) error {
-	d, err := launch.NewDocker(launch.DockerConfig{Dir: dir, Logger: quiet()})
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.CopyLogs(ctx, prompt.LineWriter(a.out))
-}
-
-// copyLog prints a log with nothing in it that could act on the terminal.
-func copyLog(w io.Writer, path string) error {
-	f, err := os.Open(path)
-	if os.IsNotExist(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = io.Copy(prompt.LineWriter(w), f)
-	return err
 }
