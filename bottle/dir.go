@@ -21,7 +21,7 @@ const maxSunPath = 108
 //	ca/              ca.pem ca-key.pem
 //	queue/requests/  queue/cancels/    bundle writes, host reads
 //	decisions/       host writes, bundle reads
-//	status/          bundle writes, host reads
+//	status/          bundle writes, host reads; with egress' access log
 //	run/agent/       mcp.sock proxy.sock, all that the agent sees of this tree
 //	run/bundle/      private to the bundle: egress' key socket, and for each daemon a directory that
 //	                 it alone reads, with its verified config

@@ -34,7 +34,13 @@
 // bounded. routes.yaml, the CA and the credentials come from the host. A credential is
 // held in memory alone, arrives over a private socket from the host's uid, leaves over
 // verified TLS to one of its own hosts alone, and is in no log, error, status or answer.
+// What was sent of it is overwritten where an upstream echoes it; see [redact].
 // pipelock is believed about refusals, not about content; upstreams about nothing.
+//
+// # What it says
+//
+// A line for each request and each tunnel in the access log ([accessLog]), which init keeps; counters in
+// its status. Neither makes a request wait.
 //
 // # Why so
 //
