@@ -145,6 +145,10 @@ func TestResultsFitTheirSchemas(t *testing.T) {
 		mustCall(t, b, "get_request", id+`}`)
 		mustCall(t, b, "wait_for_decision", id+`,"timeout_seconds":0}`)
 	}
+	// What the operator said with the yes is no reason for taking it back.
+	if text := mustCall(t, b, "get_request", `{"id":"r8"}`); !strings.Contains(text, "the operator has taken it back; if") || strings.Contains(text, "back: less") {
+		t.Error(text)
+	}
 	mustCall(t, b, "list_requests", `{}`)
 	mustCall(t, b, "cancel_request", `{"id":"r1"}`)
 	mustCall(t, b, "list_routes", `{}`)

@@ -101,7 +101,7 @@ func (r ticketResult) next() string {
 	case bottle.Cancelled:
 		return "cancelled; nothing was changed"
 	case bottle.Revoked:
-		return "granted once, but the operator took it back" + because(r.Note) + "; if you still need it, ask again and say why"
+		return "it was in force, and the operator has taken it back; if you still need it, ask again and say why" // the note is that of the approval
 	case bottle.Expired:
 		if r.Granted != nil {
 			return "the grant has ended; if you still need it, ask again and say why"
