@@ -7,6 +7,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -24,6 +25,9 @@ import (
 	"bottle/bottle/queue"
 	"bottle/mcp"
 )
+
+// version is stamped by the Makefile.
+var version = ""
 
 func main() {
 	root := flag.String("root", "", "the bottle's state directory, or the parts of it that the bundle sees")
@@ -64,6 +68,7 @@ func supervise(ctx context.Context, d *bundle.Daemon) error {
 		Queue:    spool,
 		Enforcer: &egress.Client{Proxy: d.Config.Egress, Secret: d.Config.ProxySecret},
 		Name:     "bottle",
+		Version:  cmp.Or(version, "devel"),
 		Logger:   d.Logger,
 	})
 	if err != nil {

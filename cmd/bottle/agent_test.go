@@ -73,7 +73,11 @@ func newAgent(state, name string) (*agent, error) {
 	var init mcp.InitializeRequest
 	init.Params.ProtocolVersion = "2025-11-25"
 	init.Params.ClientInfo = mcp.Implementation{Name: "script", Version: "1"}
-	if _, err := m.Initialize(ctx, init); err != nil {
+	hello, err := m.Initialize(ctx, init)
+	if err == nil && hello.ServerInfo.Version == "0" {
+		err = errors.New("the server does not say its version")
+	}
+	if err != nil {
 		a.close()
 		return nil, fmt.Errorf("initialize over bottle-mcp: %w", err)
 	}
