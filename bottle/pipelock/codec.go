@@ -218,12 +218,14 @@ func (d *Doc) Bytes() ([]byte, bottle.Hash, error) {
 	return out, rev, nil
 }
 
-// Keys returns the top-level keys that the built-in gate keeps but does not enforce.
+// Keys returns the top-level keys that the built-in gate keeps but does not enforce. It is a
+// forward proxy, as bottle's own files say for the real one.
 func (d *Doc) Keys() []string {
 	var out []string
 	for i := 0; i < len(d.top().Content); i += 2 {
-		switch k := d.top().Content[i].Value; k {
-		case keyMode, keyAllowlist, keyEnforce, "version":
+		switch k, v := d.top().Content[i].Value, d.top().Content[i+1]; {
+		case k == keyMode, k == keyAllowlist, k == keyEnforce, k == "version":
+		case k == "forward_proxy" && len(v.Content) == 2 && v.Content[0].Value == "enabled" && v.Content[1].Value == "true":
 		default:
 			out = append(out, k)
 		}

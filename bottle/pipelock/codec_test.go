@@ -173,3 +173,31 @@ func TestCodecOfBytes(t *testing.T) {
 		}
 	}
 }
+
+// What bottle writes by itself is nothing to warn of.
+func TestKeysThatTheGateDoesNotEnforce(t *testing.T) {
+	const head = "mode: strict\napi_allowlist: [a.example.com]\n"
+	own, err := pipelock.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := own.Keys(); len(got) > 0 {
+		t.Errorf("of bottle's own file: %q", got)
+	}
+	for text, want := range map[string]string{
+		"forward_proxy: {enabled: true}":          "",
+		"forward_proxy: {enabled: false}":         "forward_proxy",
+		"forward_proxy: {enabled: true, port: 1}": "forward_proxy",
+		"forward_proxy: yes":                      "forward_proxy",
+		"dlp: {enabled: true}":                    "dlp",
+	} {
+		doc, err := pipelock.Parse([]byte(head + text + "\n"))
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if got := strings.Join(doc.Keys(), ","); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
