@@ -61,7 +61,7 @@ func (s *Server) servePlain(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.handlers.leave()
-	bothWays(w, r)
+	w, r = bothWays(w, r)
 	if !bottle.ProxyAuthorized(r.Header["Proxy-Authorization"], s.cfg.Secret) {
 		s.turnAway(w, r)
 		return
@@ -100,7 +100,7 @@ func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.handlers.leave()
-	bothWays(w, r)
+	w, r = bothWays(w, r)
 	t, ok := r.Context().Value(tunnelKey{}).(*tunnel)
 	if !ok {
 		panic(http.ErrAbortHandler) // no tunnel, no answer
@@ -126,15 +126,6 @@ func (s *Server) serveTunnelled(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	s.serve(w, r, t.to, true, target, t)
-}
-
-// bothWays lets an answer begin before the request's body has ended. Else net/http reads on
-// before the answer's first byte goes out, and who streams both ways, or waits for word
-// before it sends more, waits for ever. It is not to be had for HTTP/1.0 alone.
-func bothWays(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength != 0 {
-		_ = http.NewResponseController(w).EnableFullDuplex()
-	}
 }
 
 // misdirected refuses a request that names another place than its tunnel does: fronting, or
@@ -381,9 +372,6 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	n := ex.failed(err)
 	n.reason = s.keys.hide(n.reason) // which can quote what the upstream sent
-	// What is left of the request's body must not be read as a request. That it could not be
-	// read may be why it failed, and net/http goes on all the same.
-	n.close = n.close || r.ProtoMajor == 1 && r.ContentLength != 0
 	s.note(n)
 	n.write(w, r.Header["Accept"])
 }

@@ -155,7 +155,7 @@ func (c *wireConn) Close() error {
 	if v == nil {
 		return c.Conn.Close()
 	}
-	_ = c.Conn.SetDeadline(time.Now().Add(partingTime))
+	_ = c.SetDeadline(time.Now().Add(partingTime))
 	if unsaid {
 		_, _ = c.Conn.Write(c.refuse(v))
 	}
