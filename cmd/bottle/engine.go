@@ -55,7 +55,11 @@ makes both. The base images are build arguments; the engine pulls them if it has
 				}
 				return image
 			}
-			return launch.BuildImages(cmd.Context(), launch.ImageConfig{Client: cli, Program: findBinary, Args: values, Tag: tag, Progress: a.err}, args...)
+			err = launch.BuildImages(cmd.Context(), launch.ImageConfig{Client: cli, Program: findBinary, Args: values, Tag: tag, Progress: a.err}, args...)
+			if err != nil && noRegistry(err.Error()) {
+				return fmt.Errorf("the engine could not fetch the base image; --build-arg BASE_IMAGE=... takes one that it has (docker images lists them), and BASE_IMAGE=scratch is enough for %s alone: %w", launch.BundleImage, err)
+			}
+			return err
 		},
 	}
 	c.Flags().StringArrayVar(&buildArgs, "build-arg", nil, "NAME=VALUE, as the Dockerfiles name it; may be given again")
@@ -72,6 +76,16 @@ func (a *app) warnImage(ctx context.Context, d *launch.Docker) {
 	if warning != "" {
 		fmt.Fprintln(a.err, "bottle: "+prompt.Text(warning))
 	}
+}
+
+// noRegistry reports whether an engine's message is that it could not pull.
+func noRegistry(msg string) bool {
+	for _, s := range []string{"/v2/", "pull access denied", "manifest unknown", "failed to resolve source metadata", "failed to do request"} {
+		if strings.Contains(msg, s) {
+			return true
+		}
+	}
+	return strings.Contains(msg, "manifest for ") && strings.Contains(msg, " not found")
 }
 
 func (a *app) cleanupCmd() *cobra.Command {
