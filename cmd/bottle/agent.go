@@ -61,11 +61,15 @@ func (a *app) files() (in, out, errOut *os.File, err error) {
 	return a.in, out, errOut, nil
 }
 
+// someShell becomes the shell that the bottle's environment names, else bash, else sh: it is
+// only inside that one can see which there are.
+var someShell = []string{"/bin/sh", "-c", `for s in "$SHELL" bash; do command -v "$s" >/dev/null 2>&1 && exec "$s"; done; exec /bin/sh`}
+
 func (a *app) attachCmd() *cobra.Command {
 	return &cobra.Command{
 		Use: "attach NAME [-- COMMAND...]", Short: "run another agent, or a shell, in a running bottle",
 		Long: `attach runs a command in a bottle that runs: the one after --, else the manifest's, else a
-shell. It is a new program beside those that run there: what an earlier attach or start
+shell ($SHELL of agent.env, bash, or sh). It is a new program beside those that run there: what an earlier attach or start
 shows stays with it. The bottle goes on when the command ends.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -89,7 +93,14 @@ shows stays with it. The bottle goes on when the command ends.`,
 				argv = c.manifest.Agent.Command
 			}
 			if len(argv) == 0 {
-				argv = []string{"/bin/sh"}
+				argv = someShell
+			}
+			m, err := c.dir.LoadMetadata()
+			if err != nil {
+				return err
+			}
+			if err := runnable(argv, c.manifest.Agent.Workspace, place{m.Backend, m.Unconfined}); err != nil {
+				return err
 			}
 			return a.runAgent(cmd.Context(), c, argv)
 		},
