@@ -122,6 +122,7 @@ func TestDocker(t *testing.T) {
 		t.Errorf("compose.log: %q, %v", b, err)
 	}
 	says(t, p.bottle("logs", p.name), "sidecars")
+	says(t, p.bottle("logs", p.name, "--egress"), " 200 allowed ", "GET data.example.com:", " REFUSED egress ")
 	says(t, p.code(1, "attach", p.name, "--", "true"), "does not run")
 }
 

@@ -63,7 +63,7 @@ func testSecret(t *testing.T, d *dock) {
 		s.look(t, tool, session.call(tool, "{}").text)
 	}
 	s.look(t, "check_access", session.call("check_access", fmt.Sprintf(`{"url":%q}`, p.site.url("key", "/"))).text)
-	for _, args := range [][]string{{"routes", "--json"}, {"allowlist"}, {"audit"}, {"ls", "--json"}, {"logs", p.name}, {"doctor"}} {
+	for _, args := range [][]string{{"routes", "--json"}, {"allowlist"}, {"audit"}, {"ls", "--json"}, {"logs", p.name}, {"logs", p.name, "--egress"}, {"doctor"}} {
 		s.look(t, "bottle "+args[0], p.bottle(args...))
 	}
 	s.state(t, p)
