@@ -36,7 +36,7 @@ type watchedBody struct {
 // Read implements [io.Reader].
 func (b *watchedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF { //nolint:errorlint // a wrapped one is no end
+	if err == io.EOF {
 		b.ended.Store(true)
 	}
 	return n, err
