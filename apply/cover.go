@@ -53,6 +53,11 @@ func matchCovers(wide, m bottle.Match) bool {
 			return false
 		}
 	}
+	for _, q := range wide.Query {
+		if !slices.Contains(m.Query, q) {
+			return false
+		}
+	}
 	switch {
 	case wide.Path == nil:
 		return true

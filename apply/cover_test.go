@@ -26,6 +26,7 @@ func TestCovers(t *testing.T) {
 	lasting := func(g *bottle.Grant) bottle.Route { return with(func(r *bottle.Route) { r.Grant = g }) }
 	v1 := matching(path(bottle.PathPrefix, "/v1", ""))
 	header := bottle.HeaderMatch{Name: "x-team", Value: "a"}
+	byQuery := matching([]bottle.Match{{Path: v1.Matches[0].Path, Query: []bottle.QueryMatch{{Name: "q", Value: "a"}}}})
 	for _, tt := range []struct {
 		name       string
 		a, b       bottle.Route
@@ -45,6 +46,8 @@ func TestCovers(t *testing.T) {
 		{"expression", v1, matching(path(bottle.RegularExpression, "/v1/.*", "")), false, false},
 		{"method", v1, matching(path(bottle.PathPrefix, "/v1", "GET")), true, false},
 		{"header", v1, matching(path(bottle.PathPrefix, "/v1", "", header)), true, false},
+		{"query", v1, byQuery, true, false},
+		{"another query", byQuery, matching([]bottle.Match{{Path: v1.Matches[0].Path, Query: []bottle.QueryMatch{{Name: "q", Value: "b"}}}}), false, false},
 		{"method alone", matching([]bottle.Match{{Method: "GET"}}), matching(path(bottle.PathPrefix, "/v1", "GET")), true, false},
 		{"credential", with(func(r *bottle.Route) { r.Credential = "example" }), whole, true, false},
 		{"other credential", with(func(r *bottle.Route) { r.Credential = "one" }), with(func(r *bottle.Route) { r.Credential = "two" }), false, false},

@@ -275,7 +275,7 @@ func checkCredentials(routes []bottle.Route, creds map[string]bottle.Credential)
 		case !c.Allows(r.Host):
 			errs = append(errs, fmt.Errorf("routes[%d].credential: %s is bound to %v and can't be sent to %s: %w", i, r.Credential, c.Hosts, r.Host, bottle.ErrInvalid))
 		case c.Judged(r.Matches) != "":
-			errs = append(errs, fmt.Errorf("routes[%d].credential: %s takes the header %s out of what the agent sends, so no match can judge by it: %w", i, r.Credential, c.Judged(r.Matches), bottle.ErrInvalid))
+			errs = append(errs, fmt.Errorf("routes[%d].credential: %s takes the %s out of what the agent sends, so no match can judge by it: %w", i, r.Credential, c.Judged(r.Matches), bottle.ErrInvalid))
 		}
 	}
 	return errors.Join(errs...)

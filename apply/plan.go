@@ -293,7 +293,7 @@ func canonical(in Intent, creds map[string]bottle.Credential) (Intent, error) {
 			return in, fmt.Errorf("credential: %s is bound to %v and can't be sent to %s; grant that host without it: %w", in.Credential, c.Hosts, e.Host, bottle.ErrInvalid)
 		}
 		if h := c.Judged(e.Matches); h != "" {
-			return in, fmt.Errorf("credential: %s takes the header %s out of what the agent sends to %s, so no match can judge by it; grant it without one of the two: %w", in.Credential, h, e.Host, bottle.ErrInvalid)
+			return in, fmt.Errorf("credential: %s takes the %s out of what the agent sends to %s, so no match can judge by it; grant it without one of the two: %w", in.Credential, h, e.Host, bottle.ErrInvalid)
 		}
 	}
 	return in, nil

@@ -2,6 +2,7 @@ package bottle
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -48,14 +49,19 @@ func (c Credential) Carrier() string {
 	return c.Header
 }
 
-// Judged returns the header by which one of the matches judges although the credential takes
-// the agent's out; empty if there is none. A route can't have both: what it judged would not be
-// what is sent.
+// Judged names what one of the matches judges by although the credential takes the agent's
+// out, "header X" say; empty if there is nothing. A route can't have both: what it judged would
+// not be what is sent.
 func (c Credential) Judged(matches []Match) string {
 	for _, m := range matches {
 		for _, h := range m.Headers {
 			if strings.EqualFold(h.Name, authorization) || strings.EqualFold(h.Name, c.Carrier()) {
-				return h.Name
+				return "header " + h.Name
+			}
+		}
+		for _, q := range m.Query {
+			if c.Query != "" && LooseName(q.Name) == LooseName(c.Query) {
+				return "query parameter " + strconv.Quote(q.Name)
 			}
 		}
 	}

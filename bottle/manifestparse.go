@@ -203,7 +203,7 @@ func CheckCredential(r Route, defined map[string]Credential) error {
 		return invalid("credential", "%s is bound to %s and is not sent to %s; add the host to credentials.%s.hosts if it may go there", r.Credential, joinHosts(c.Hosts), r.Host, r.Credential)
 	}
 	if h := c.Judged(r.Matches); h != "" {
-		return invalid("credential", "%s takes the header %s out of what the agent sends to %s, so no match can judge by it; remove it from matches", r.Credential, clip(h, 40), r.Host)
+		return invalid("credential", "%s takes the %s out of what the agent sends to %s, so no match can judge by it; remove it from matches", r.Credential, clip(h, 40), r.Host)
 	}
 	return nil
 }

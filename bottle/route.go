@@ -45,6 +45,7 @@ type Match struct {
 	Path    *PathMatch    `yaml:"path,omitempty,flow" json:"path,omitempty"`
 	Method  string        `yaml:"method,omitempty" json:"method,omitempty"` // upper case; empty: any
 	Headers []HeaderMatch `yaml:"headers,omitempty,flow" json:"headers,omitempty"`
+	Query   []QueryMatch  `yaml:"queryParams,omitempty,flow" json:"queryParams,omitempty"`
 }
 
 // MatchType is how a value is compared.
@@ -117,7 +118,7 @@ func (r Route) Canonical() (Route, error) {
 		r.TLS = ""
 	case Passthrough:
 		if len(r.Matches) > 0 {
-			return Route{}, invalid("tls", "passthrough can't be judged by path, method or header; remove matches of %s or use intercept", r.Host)
+			return Route{}, invalid("tls", "passthrough can't be judged by path, method, header or query; remove matches of %s or use intercept", r.Host)
 		}
 		if r.Credential != "" {
 			return Route{}, invalid("tls", "passthrough can't carry a credential; remove it from %s or use intercept", r.Host)
@@ -179,7 +180,7 @@ func (e Entry) Canonical() (Entry, error) {
 		if err != nil {
 			return Entry{}, fmt.Errorf("%s: matches[%d]: %w", h, i, err)
 		}
-		if c.Path == nil && c.Method == "" && len(c.Headers) == 0 {
+		if c.Path == nil && c.Method == "" && len(c.Headers) == 0 && len(c.Query) == 0 {
 			return Entry{}, invalid("matches", "matches[%d] of %s is empty and would match everything; remove matches to ask for the whole host", i, h)
 		}
 		out.Matches = append(out.Matches, c)
@@ -232,7 +233,9 @@ func (m Match) canonical() (Match, error) {
 	slices.SortFunc(out.Headers, func(a, b HeaderMatch) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Type, b.Type), cmp.Compare(a.Value, b.Value))
 	})
-	return out, nil
+	var err error
+	out.Query, err = canonicalQuery(m.Query)
+	return out, err
 }
 
 func (p PathMatch) canonical() (PathMatch, error) {
@@ -275,7 +278,8 @@ func checkRegexp(expr string) error {
 	return nil
 }
 
-// String describes the match in one line of a diff: "GET /v1/*", "any /x", "POST ~^/a/.*$".
+// String describes the match in one line of a diff: "GET /v1/*", "any /x", "POST ~^/a/.*$",
+// `GET /x/* k="v" ?"q"="v"`.
 func (m Match) String() string {
 	var b strings.Builder
 	b.WriteString(cmp.Or(m.Method, "any"))
@@ -296,6 +300,13 @@ func (m Match) String() string {
 			op = "~"
 		}
 		fmt.Fprintf(&b, " %s%s%q", h.Name, op, h.Value)
+	}
+	for _, q := range m.Query {
+		op := "="
+		if q.Type == RegularExpression {
+			op = "~"
+		}
+		fmt.Fprintf(&b, " ?%q%s%q", q.Name, op, q.Value)
 	}
 	return b.String()
 }

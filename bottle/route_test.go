@@ -19,6 +19,8 @@ func TestRouteCanonical(t *testing.T) {
 			{Method: "post", Path: &bottle.PathMatch{Type: bottle.PathPrefix, Value: "/"}},
 			{Path: &bottle.PathMatch{Type: bottle.PathPrefix, Value: "/%76%31/"}, Headers: []bottle.HeaderMatch{
 				{Name: "X-B", Value: "2"}, {Name: "X-A", Type: bottle.Exact, Value: "1"},
+			}, Query: []bottle.QueryMatch{
+				{Name: "b", Value: "2"}, {Name: "B", Type: bottle.Exact, Value: "1"}, {Name: "b", Value: "2"},
 			}},
 			{Method: "POST", Path: &bottle.PathMatch{Type: bottle.PathPrefix, Value: "/"}},
 		},
@@ -36,7 +38,7 @@ func TestRouteCanonical(t *testing.T) {
 			{Method: "POST", Path: &bottle.PathMatch{Type: bottle.PathPrefix, Value: "/"}},
 			{Path: &bottle.PathMatch{Type: bottle.PathPrefix, Value: "/v1"}, Headers: []bottle.HeaderMatch{
 				{Name: "x-a", Value: "1"}, {Name: "x-b", Value: "2"},
-			}},
+			}, Query: []bottle.QueryMatch{{Name: "B", Value: "1"}, {Name: "b", Value: "2"}}},
 		},
 		Grant: &bottle.Grant{
 			Request: "r1", By: "0 root", At: utc.Add(-time.Hour), ExpiresAt: &utc,
@@ -63,6 +65,12 @@ func TestRouteRefused(t *testing.T) {
 		{"mode", bottle.Route{Host: "a.example", TLS: "none"}, `tls: "none" is not a mode; use intercept or passthrough`},
 		{"credential", bottle.Route{Host: "a.example", Credential: "A B"}, `credential of a.example: name "A B"`},
 		{"port", bottle.Route{Host: "a.example", Ports: []int{65536}}, "ports: 65536 of a.example is not a port; use 1 to 65535"},
+		{"parameter without a name", byQuery(bottle.QueryMatch{Value: "x"}), `"" is not a parameter's name`},
+		{"parameter of a bad type", byQuery(bottle.QueryMatch{Type: bottle.PathPrefix, Name: "a"}), `type "PathPrefix" of a is not Exact or RegularExpression`},
+		{"parameter with a bad expression", byQuery(bottle.QueryMatch{Type: bottle.RegularExpression, Name: "a", Value: "("}), "not a regular expression"},
+		{"parameter with a line break", byQuery(bottle.QueryMatch{Name: "a", Value: "b\nc"}), "control character"},
+		{"parameter that is not UTF-8", byQuery(bottle.QueryMatch{Name: "\xff"}), "is not a parameter's name"},
+		{"too many parameters", byQuery(make([]bottle.QueryMatch, 17)...), "17 of them; at most 16"},
 		{"reserved", bottle.Route{Host: "x.bottle.internal"}, "answered by bottle itself"},
 		{"grant that is too long", bottle.Route{Host: "a.example", Grant: &bottle.Grant{Request: strings.Repeat("r", 65), Duration: bottle.Duration{Kind: bottle.Once}}}, "too long"},
 		{"grant that ends before it begins", bottle.Route{Host: "a.example", Grant: &bottle.Grant{Request: "r1", At: time.Unix(2, 0), ExpiresAt: new(time.Time)}}, "grant.expires_at, counted from at"},
@@ -74,6 +82,10 @@ func TestRouteRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+func byQuery(q ...bottle.QueryMatch) bottle.Route {
+	return bottle.Route{Host: "a.example", Matches: []bottle.Match{{Query: q}}}
 }
 
 func TestCheckCredential(t *testing.T) {

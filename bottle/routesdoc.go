@@ -91,6 +91,9 @@ func (d strictDecoder) routes(seq *yaml.Node, in []Route, where string) ([]Route
 			if m.Headers != nil && len(m.Headers) == 0 {
 				return nil, d.errorf(element(child(n, "matches"), j), "%s.matches[%d].headers is empty; name a header or remove the key", at, j)
 			}
+			if m.Query != nil && len(m.Query) == 0 {
+				return nil, d.errorf(element(child(n, "matches"), j), "%s.matches[%d].queryParams is empty; name a parameter or remove the key", at, j)
+			}
 		}
 		c, err := r.Canonical()
 		if err != nil {

@@ -176,6 +176,7 @@ func TestNewRoutes(t *testing.T) {
 		{Host: "c.example", Matches: []bottle.Match{
 			{Path: &bottle.PathMatch{Type: bottle.RegularExpression, Value: `/a: "b" #c\d+`}},
 			{Method: "GET", Headers: []bottle.HeaderMatch{{Name: "x-a", Value: "'{}, "}, {Type: bottle.RegularExpression, Name: "x-b", Value: ".*"}}},
+			{Query: []bottle.QueryMatch{{Name: "a[b]", Value: "'{}, é"}, {Type: bottle.RegularExpression, Name: "x", Value: `\d+`}}},
 		}},
 		{Host: "d.example", Grant: &bottle.Grant{
 			Request: "r1", By: "1000 o: #x", At: time.Now(), Duration: bottle.Duration{Kind: bottle.TTL, TTL: time.Hour}, ExpiresAt: &end,

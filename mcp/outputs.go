@@ -8,6 +8,7 @@ package mcp
 func matchDefs() node {
 	return node{"match": object(node{
 		"path": node{"type": "object"}, "method": node{"type": "string"}, "headers": list(node{"type": "object"}, 0, ""),
+		"queryParams": list(node{"type": "object"}, 0, ""),
 	})}
 }
 

@@ -18,6 +18,11 @@ func matchSchema() node {
 			"name":  bounded(text("a header's name"), 128),
 			"value": value,
 		}, "name", "value"), bottle.MaxHeaders, "headers that must have these values"),
+		"queryParams": list(object(node{
+			"type":  oneOf("Exact (the default) or RegularExpression", "Exact", "RegularExpression"),
+			"name":  bounded(text("a parameter's name, as it is meant, not escaped"), 128),
+			"value": value,
+		}, "name", "value"), bottle.MaxQueryParams, "parameters of the query that must be there once, with these values"),
 	})
 }
 
@@ -25,7 +30,7 @@ func entrySchema() node {
 	return object(node{
 		"host":    bounded(text("a bare host name, for instance api.example.com, or *.example.com for exactly one label below it; no scheme, port, path or IP address"), 1024),
 		"ports":   list(integer(1, 65535, "a port number"), 64, "a list of port numbers, for instance [8443]; absent: 443 and 80"),
-		"matches": list(matchSchema(), bottle.MaxMatches, "a list of {path, method, headers}, of which one must fit a request; absent: the whole host, which an operator grants less readily"),
+		"matches": list(matchSchema(), bottle.MaxMatches, "a list of {path, method, headers, queryParams}, of which one must fit a request; absent: the whole host, which an operator grants less readily"),
 	}, "host")
 }
 

@@ -16,6 +16,7 @@ type Query struct {
 	Port   int
 	Method string      // as on the wire; methods are case-sensitive (RFC 9110, 9.1)
 	Path   string      // raw, as on the wire, without the query; empty means /
+	Query  string      // raw, without the question mark. Only one that servers can't read in two ways fits a match by query.
 	Header http.Header // canonical keys, as net/http reads them
 	TLS    bool        // it came, and would go on, inside TLS
 }
@@ -40,6 +41,7 @@ const (
 	failedPath
 	failedMethod
 	failedHeader
+	failedQuery
 	failedTLS
 	failedGrant
 )
@@ -49,7 +51,8 @@ const (
 // Of several routes that allow it, the verdict names the first in this order: one that is
 // not for a single request before one that is (so that nothing is spent needlessly); a
 // named host before a wildcard; by path Exact, RegularExpression, the longer PathPrefix,
-// none; with a method before without; more headers before fewer; the earlier in the file.
+// none; with a method before without; more headers before fewer; more query parameters before
+// fewer; the earlier in the file.
 // A credential gives no precedence of its own, so it goes along only if the route that
 // has it is the more specific one. A credentialed route never fits a request without TLS.
 func (t *Table) Decide(q Query, live Live) Verdict {
@@ -114,6 +117,7 @@ type found struct {
 	rank    pathRank
 	method  bool
 	headers int
+	query   int
 }
 
 func compareFound(a, b *found) int {
@@ -124,6 +128,7 @@ func compareFound(a, b *found) int {
 		-cmp.Compare(a.rank.length, b.rank.length),
 		first(a.method, b.method),
 		-cmp.Compare(a.headers, b.headers),
+		-cmp.Compare(a.query, b.query),
 		cmp.Compare(a.route, b.route),
 	)
 }
@@ -175,6 +180,7 @@ func (r *rule) try(q Query, norm string, pathErr error, live Live) (*found, miss
 		}
 		f.text, f.byPath, f.rank = hit.text, hit.path != nil, hit.rank
 		f.method, f.headers = hit.method != "", len(hit.headers)
+		f.query = len(hit.query)
 	}
 	if r.route.Credential != "" && !q.TLS {
 		return nil, miss{stage: failedTLS, text: f.text, why: "its credential travels only over TLS, and this is plain HTTP; use https"}
@@ -191,6 +197,7 @@ func (m *match) compare(o *match) int {
 		-cmp.Compare(m.rank.length, o.rank.length),
 		first(m.method != "", o.method != ""),
 		-cmp.Compare(len(m.headers), len(o.headers)),
+		-cmp.Compare(len(m.query), len(o.query)),
 	)
 }
 
@@ -214,6 +221,9 @@ func (m *match) try(q Query, norm string, pathErr error) (bool, miss) {
 		case !h.match(values[0]):
 			return false, miss{stage: failedHeader, text: m.text, why: fmt.Sprintf("header %s has another value", h.name)}
 		}
+	}
+	if why := tryQuery(m.query, q.Query); why != "" {
+		return false, miss{stage: failedQuery, text: m.text, why: why}
 	}
 	return true, miss{}
 }

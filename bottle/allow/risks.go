@@ -137,5 +137,10 @@ func matchRisks(e bottle.Entry, credential string, risk func(level, code, format
 				risk(Low, RiskRegexp, "%s: header %s is matched by a regular expression", e.Host, h.Name)
 			}
 		}
+		for _, q := range m.Query {
+			if q.Type == bottle.RegularExpression {
+				risk(Low, RiskRegexp, "%s: query parameter %q is matched by a regular expression", e.Host, q.Name)
+			}
+		}
 	}
 }

@@ -156,6 +156,11 @@ func covers(x, m bottle.Match) bool {
 			return false
 		}
 	}
+	for _, q := range x.Query {
+		if !slices.Contains(m.Query, q) {
+			return false
+		}
+	}
 	return true
 }
 
@@ -169,7 +174,14 @@ func overlaps(a, b bottle.Match) bool {
 	}
 	for _, x := range a.Headers {
 		for _, y := range b.Headers {
-			if x.Name == y.Name && !headersOverlap(x, y) {
+			if x.Name == y.Name && !valuesOverlap(x.Type, x.Value, y.Type, y.Value) {
+				return false
+			}
+		}
+	}
+	for _, x := range a.Query {
+		for _, y := range b.Query {
+			if x.Name == y.Name && !valuesOverlap(x.Type, x.Value, y.Type, y.Value) {
 				return false
 			}
 		}
@@ -211,16 +223,18 @@ func literal(expr string) string {
 	return s
 }
 
-func headersOverlap(a, b bottle.HeaderMatch) bool {
-	if a.Type == bottle.RegularExpression {
-		a, b = b, a
+// valuesOverlap reports whether some value may fit both. One value is all that a header or a
+// parameter has that a match judges.
+func valuesOverlap(aType bottle.MatchType, a string, bType bottle.MatchType, b string) bool {
+	if aType == bottle.RegularExpression {
+		aType, a, bType, b = bType, b, aType, a
 	}
 	switch {
-	case a.Type == bottle.RegularExpression:
+	case aType == bottle.RegularExpression:
 		return true
-	case b.Type == bottle.RegularExpression:
-		re, err := whole(b.Value)
-		return err != nil || re.MatchString(a.Value)
+	case bType == bottle.RegularExpression:
+		re, err := whole(b)
+		return err != nil || re.MatchString(a)
 	}
-	return a.Value == b.Value
+	return a == b
 }

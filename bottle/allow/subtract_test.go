@@ -39,6 +39,12 @@ func TestSubtract(t *testing.T) {
 		{"other headers", bottle.Route{Host: "a.test", Matches: []bottle.Match{
 			{Headers: []bottle.HeaderMatch{{Name: "k", Value: "1"}}}, {Headers: []bottle.HeaderMatch{{Name: "k", Value: "2"}}},
 		}}, []bottle.Entry{some("a.test", bottle.Match{Headers: []bottle.HeaderMatch{{Name: "k", Value: "1"}}})}, []string{`a.test  any /* k="2"`}, ""},
+		{"other queries", bottle.Route{Host: "a.test", Matches: []bottle.Match{
+			{Query: []bottle.QueryMatch{{Name: "k", Value: "1"}}}, {Query: []bottle.QueryMatch{{Name: "k", Value: "2"}}},
+		}}, []bottle.Entry{some("a.test", bottle.Match{Query: []bottle.QueryMatch{{Name: "k", Value: "1"}}})}, []string{`a.test  any /* ?"k"="2"`}, ""},
+		{"a part of the queries", bottle.Route{Host: "a.test", Matches: []bottle.Match{m("GET", "/x")}}, []bottle.Entry{some("a.test", bottle.Match{Path: prefix("/x"), Query: []bottle.QueryMatch{{Name: "k", Value: "1"}}})}, nil, "goes too"},
+		{"every query of one", bottle.Route{Host: "a.test", Matches: []bottle.Match{{Path: prefix("/x"), Query: []bottle.QueryMatch{{Name: "k", Value: "1"}}}}}, []bottle.Entry{some("a.test", m("", "/x"))}, nil, ""},
+		{"an expression over the query", bottle.Route{Host: "a.test", Matches: []bottle.Match{{Query: []bottle.QueryMatch{{Name: "k", Type: bottle.RegularExpression, Value: "[12]"}}}}}, []bottle.Entry{some("a.test", bottle.Match{Query: []bottle.QueryMatch{{Name: "k", Value: "1"}}})}, nil, "goes too"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			other := bottle.Route{Host: "other.test"}
@@ -110,6 +116,9 @@ func TestSubtractNeverLeavesMore(t *testing.T) {
 			if rnd.IntN(3) == 0 || m.Path == nil && m.Method == "" {
 				m.Headers = []bottle.HeaderMatch{{Name: "k", Value: pick("1", "2")}, {Name: "l", Type: bottle.RegularExpression, Value: pick("1", "[12]")}}[:1+rnd.IntN(2)]
 			}
+			if rnd.IntN(3) == 0 {
+				m.Query = []bottle.QueryMatch{{Name: "k", Value: pick("1", "2")}, {Name: "l", Type: bottle.RegularExpression, Value: pick("1", "[12]")}}[:1+rnd.IntN(2)]
+			}
 			e.Matches = append(e.Matches, m)
 		}
 		return e
@@ -124,7 +133,10 @@ func TestSubtractNeverLeavesMore(t *testing.T) {
 						if k != "" {
 							q.Header = http.Header{"K": {k}, "L": {k}}
 						}
-						queries = append(queries, q)
+						for _, raw := range []string{"", "k=1&l=1", "k=2&l=2"} {
+							q.Query = raw
+							queries = append(queries, q)
+						}
 					}
 				}
 			}

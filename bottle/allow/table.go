@@ -34,6 +34,7 @@ type match struct {
 	path    func(norm string) bool // nil: any path
 	rank    pathRank
 	headers []header
+	query   []queryParam
 }
 
 type header struct {
@@ -120,20 +121,27 @@ func compileMatch(m bottle.Match) (match, error) {
 		}
 	}
 	for _, h := range m.Headers {
-		c := header{name: h.Name}
-		if h.Type == bottle.RegularExpression {
-			re, err := whole(h.Value)
-			if err != nil {
-				return match{}, err
-			}
-			c.match = re.MatchString
-		} else {
-			want := h.Value
-			c.match = func(v string) bool { return v == want }
+		fits, err := compileValue(h.Type, h.Value)
+		if err != nil {
+			return match{}, err
 		}
-		out.headers = append(out.headers, c)
+		out.headers = append(out.headers, header{h.Name, fits})
 	}
-	return out, nil
+	var err error
+	out.query, err = compileQuery(m.Query)
+	return out, err
+}
+
+// compileValue compiles what a header's or a parameter's value is compared with.
+func compileValue(kind bottle.MatchType, value string) (func(string) bool, error) {
+	if kind != bottle.RegularExpression {
+		return func(v string) bool { return v == value }, nil
+	}
+	re, err := whole(value)
+	if err != nil {
+		return nil, err
+	}
+	return re.MatchString, nil
 }
 
 // whole compiles an expression that must fit the whole value.

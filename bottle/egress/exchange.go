@@ -175,6 +175,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	header := forwardable(r)
 	ex.query = allow.Query{Host: to.host, Port: to.port, Method: r.Method, Path: pathOnly(target), Header: header, TLS: tls}
 	_, ex.rawQuery, _ = strings.Cut(target, "?")
+	ex.query.Query = ex.rawQuery
 	if to.host == bottle.EgressHost {
 		s.introspect(w, r, ex)
 		return

@@ -121,7 +121,7 @@ func queryOf(rawURL, method string) (allow.Query, error) {
 	if err != nil { // its text quotes the URL unbounded
 		return allow.Query{}, fmt.Errorf("url: %q is not a URL; give one such as https://api.example.com/v1/", printable(rawURL, 100))
 	}
-	q := allow.Query{Method: method, Header: http.Header{}, Path: cmp.Or(u.EscapedPath(), "/")}
+	q := allow.Query{Method: method, Header: http.Header{}, Path: cmp.Or(u.EscapedPath(), "/"), Query: u.RawQuery}
 	switch strings.ToLower(u.Scheme) {
 	case "https":
 		q.TLS = true

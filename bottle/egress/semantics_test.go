@@ -312,3 +312,29 @@ func TestCredentialEndToEnd(t *testing.T) {
 		}
 	})
 }
+
+// What a route judges by the query is what its upstream gets.
+func TestQueryEndToEnd(t *testing.T) {
+	route := bottle.Route{Host: "git.example.com", Matches: []bottle.Match{{
+		Method: "GET", Path: &bottle.PathMatch{Type: bottle.PathPrefix, Value: "/r/info/refs"},
+		Query: []bottle.QueryMatch{{Name: "service", Value: "git-upload-pack"}},
+	}}}
+	byBoth(t, []bottle.Route{route}, func(t *testing.T, w *world, serve func(string, http.HandlerFunc), c *http.Client) {
+		var rec notebook
+		serve("git.example.com", func(_ http.ResponseWriter, r *http.Request) { rec.record(r) })
+		for query, want := range map[string]int{
+			"?service=git-upload-pack": 200, "?a=b&%73ervice=git%2dupload-pack": 200,
+			"?service=git-receive-pack": 403, "": 403, "?service=git-upload-pack&service=git-receive-pack": 403,
+			"?service=git-upload-pack;service=git-receive-pack": 403, "?service=git-upload-pack&Service=git-receive-pack": 403,
+		} {
+			a := w.do(c, "GET", "https://git.example.com/r/info/refs"+query, nil)
+			if a.status != want || want == 200 && rec.last.RequestURI != "/r/info/refs"+query {
+				t.Errorf("%s: %+v", query, a)
+			}
+			check, err := egress.Client{Proxy: w.addr}.Check(t.Context(), "https://git.example.com/r/info/refs"+query, "")
+			if err != nil || check.Allowed != (want == 200) {
+				t.Errorf("%s: %+v %v", query, check, err)
+			}
+		}
+	})
+}

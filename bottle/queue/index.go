@@ -16,13 +16,13 @@ import (
 // it had when the row was made, and what does not decode is made anew from the records.
 // Nothing is decided by it but which records need not be opened.
 //
-//	records.index   "bottle index 1\n", CRC-32C of the rest (4 bytes, little endian), rows
+//	records.index   "bottle index 2\n", CRC-32C of the rest (4 bytes, little endian), rows
 //
 // A row is its fields in the order of the codec below: strings with their length before
 // them, numbers as varints. It lies beside records/, whose own time it must not change.
 const (
 	indexFile  = "records.index"
-	indexMagic = "bottle index 1\n"
+	indexMagic = "bottle index 2\n"
 )
 
 // A row is what is known of a record without opening it.
@@ -146,6 +146,12 @@ func (e *encoder) entries(list []bottle.Entry) {
 				e.str(h.Name)
 				e.str(h.Value)
 			}
+			e.num(int64(len(m.Query)))
+			for _, q := range m.Query {
+				e.str(string(q.Type))
+				e.str(q.Name)
+				e.str(q.Value)
+			}
 		}
 	}
 }
@@ -249,13 +255,17 @@ func (d *decoder) entries() []bottle.Entry {
 			if d.num() == 1 {
 				m.Path = &bottle.PathMatch{Type: bottle.MatchType(d.str()), Value: d.str()}
 			}
-			n := d.count()
-			if n == 0 {
-				continue
+			if n := d.count(); n > 0 {
+				m.Headers = make([]bottle.HeaderMatch, n)
+				for k := range m.Headers {
+					m.Headers[k] = bottle.HeaderMatch{Type: bottle.MatchType(d.str()), Name: d.str(), Value: d.str()}
+				}
 			}
-			m.Headers = make([]bottle.HeaderMatch, n)
-			for k := range m.Headers {
-				m.Headers[k] = bottle.HeaderMatch{Type: bottle.MatchType(d.str()), Name: d.str(), Value: d.str()}
+			if n := d.count(); n > 0 {
+				m.Query = make([]bottle.QueryMatch, n)
+				for k := range m.Query {
+					m.Query[k] = bottle.QueryMatch{Type: bottle.MatchType(d.str()), Name: d.str(), Value: d.str()}
+				}
 			}
 		}
 	}
