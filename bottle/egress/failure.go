@@ -84,7 +84,7 @@ func (ex *exchange) failed(err error) *refusal {
 	case errors.Is(err, errHopDown):
 		n.layer = layerPipelock
 		n.reason = "pipelock, by which everything goes out, can't be reached: " + cause(err) + "; it is started anew by itself, so try again"
-	case !ex.query.TLS && (passing(err) || errors.Is(err, net.ErrClosed)):
+	case !ex.query.TLS && (passing(err) || errors.Is(err, net.ErrClosed) || closedUnasked(err)):
 		// It would have said so if it were the upstream's doing. The request was sent, so it is
 		// not repeated.
 		n.layer = layerPipelock
@@ -120,4 +120,10 @@ func cause(err error) string {
 		return cause(op.Err)
 	}
 	return printable(err.Error(), 300)
+}
+
+// closedUnasked is what net/http, which has no name for it, says of a new connection that was
+// closed before the request was on its way.
+func closedUnasked(err error) bool {
+	return strings.HasSuffix(err.Error(), "server closed idle connection")
 }
