@@ -47,8 +47,10 @@ type Config struct {
 	// Reload asks for the hop and the routes to be read anew; each message is a reload.
 	// It is never closed.
 	Reload <-chan struct{}
-	Logger *slog.Logger     // required; no secret is logged
-	Now    func() time.Time // nil means time.Now
+	// Settled is called once, a second after the start, when what the start needs was loaded. Nil: nobody.
+	Settled func()
+	Logger  *slog.Logger     // required; no secret is logged
+	Now     func() time.Time // nil means time.Now
 }
 
 // check returns what the config lacks.

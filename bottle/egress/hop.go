@@ -129,7 +129,7 @@ func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, again
 		return nil, passing(err), err
 	}
 	answer := &io.LimitedReader{R: conn, N: maxHopHead}
-	br := bufio.NewReader(answer)
+	br := bufio.NewReaderSize(answer, 512) // most answers are a line
 	res, err := http.ReadResponse(br, &http.Request{Method: http.MethodConnect})
 	if err != nil {
 		return nil, passing(err) && answer.N == maxHopHead, err

@@ -157,6 +157,9 @@ func (s *Server) Run(ctx context.Context) error {
 			if _, err := s.up.roots(); err != nil {
 				s.log.Error("no upstream can be verified", "error", err)
 			}
+			if s.cfg.Settled != nil {
+				s.cfg.Settled()
+			}
 		}
 		return nil
 	})

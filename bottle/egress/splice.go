@@ -73,11 +73,11 @@ func relay(ctx context.Context, a, b halfCloser) (up, down int64, whole bool) {
 		return n, nil
 	}
 	var (
-		wg             sync.WaitGroup
+		there          sync.WaitGroup
 		upErr, downErr error
 	)
-	wg.Go(func() { down, downErr = pump(a, b) })
-	wg.Go(func() { up, upErr = pump(b, a) })
-	wg.Wait()
+	there.Go(func() { up, upErr = pump(b, a) })
+	down, downErr = pump(a, b)
+	there.Wait()
 	return up, down, upErr == nil && downErr == nil
 }

@@ -261,7 +261,7 @@ var errPeeked = errors.New("peeked")
 // is judged: what it hides from egress, it hides from nobody that egress would have stopped,
 // since pipelock dials the host of the CONNECT.
 func peekHello(ctx context.Context, conn *prefixed) (name string, offer []string, early []byte, err error) {
-	rec := &recorder{prefixed: conn}
+	rec := &recorder{prefixed: conn, read: make([]byte, 0, 2<<10)} // one with a post-quantum key share fits
 	err = tls.Server(rec, &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {

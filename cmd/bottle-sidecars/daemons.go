@@ -45,6 +45,7 @@ func runEgress(ctx context.Context, d *bundle.Daemon) error {
 		Credentials:  d.Config.Credentials,
 		AccessLog:    access,
 		Reload:       d.Reload,
+		Settled:      egress.CollectLess,
 		Logger:       d.Logger,
 	})
 	if err != nil {

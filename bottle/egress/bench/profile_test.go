@@ -7,7 +7,8 @@ import (
 	"runtime/pprof"
 )
 
-// profile writes what a child does to PREFIX.cpu and PREFIX.mutex: BOTTLE_BENCH_PROFILE=PREFIX.
+// profile writes what a child does to PREFIX.cpu, PREFIX.mutex and PREFIX.allocs:
+// BOTTLE_BENCH_PROFILE=PREFIX.
 func profile(prefix string) (stop func() error, err error) {
 	if prefix == "" {
 		return func() error { return nil }, nil
@@ -22,10 +23,14 @@ func profile(prefix string) (stop func() error, err error) {
 	}
 	return func() error {
 		pprof.StopCPUProfile()
-		m, err := os.OpenFile(prefix+".mutex", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
+		errs := []error{f.Close()}
+		for _, name := range []string{"mutex", "allocs"} {
+			p, err := os.OpenFile(prefix+"."+name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+			if err != nil {
+				return err
+			}
+			errs = append(errs, pprof.Lookup(name).WriteTo(p, 0), p.Close())
 		}
-		return errors.Join(f.Close(), pprof.Lookup("mutex").WriteTo(m, 0), m.Close())
+		return errors.Join(errs...)
 	}, nil
 }
