@@ -107,11 +107,12 @@ type Metadata struct {
 // DockerIDs are the engine's own names of what one start of a bottle made. The host signals
 // and inspects these, and never what a label, a name or status/ points to.
 type DockerIDs struct {
-	Project  string   `json:"project"`  // of docker compose
-	Sidecars string   `json:"sidecars"` // container ID
-	Agent    string   `json:"agent"`    // container ID
-	Networks []string `json:"networks"` // IDs
-	Volume   string   `json:"volume"`   // name
+	Engine   string   `json:"engine,omitempty"` // its address, as in DOCKER_HOST
+	Project  string   `json:"project"`          // of docker compose
+	Sidecars string   `json:"sidecars"`         // container ID
+	Agent    string   `json:"agent"`            // container ID
+	Networks []string `json:"networks"`         // IDs
+	Volume   string   `json:"volume"`           // name
 }
 
 // A ProcessID names a process beyond reuse of its pid.

@@ -22,7 +22,7 @@ type DockerConfig struct {
 	Logger *slog.Logger // required
 	// Manifest is required to prepare and to start, but not to signal or stop.
 	Manifest *bottle.Manifest
-	// Client is the engine. Nil: the one that the environment names (DOCKER_HOST).
+	// Client is the engine. Nil: the one that the bottle was started on, if it is not stopped, else that of [NewEngine].
 	Client *client.Client
 	// Image is the bundle's image. Empty: [BundleImage].
 	Image string
@@ -78,22 +78,13 @@ func NewDocker(c DockerConfig) (*Docker, error) {
 		d.image = BundleImage
 	}
 	if d.cli == nil {
-		cli, err := NewEngine()
+		cli, err := engineOf(c.Dir)
 		if err != nil {
 			return nil, err
 		}
 		d.cli, d.own = cli, true
 	}
 	return d, nil
-}
-
-// NewEngine is a client of the engine that the environment names. It does not connect yet.
-func NewEngine() (*client.Client, error) {
-	cli, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
-	if err != nil {
-		return nil, fmt.Errorf("docker: %w (see DOCKER_HOST)", err)
-	}
-	return cli, nil
 }
 
 // Close ends the connection to the engine, if it was opened here.
@@ -251,8 +242,8 @@ func (d *Docker) agentSleeps(ctx context.Context) error {
 	if err != nil {
 		return d.explain("inspect the agent's container", err)
 	}
-	if c.State == nil || c.State.Running {
-		return nil
+	if c.State != nil && !c.State.Running {
+		return fmt.Errorf("the agent's container ended at once, with code %d: image %s must have the program sleep, for its processor (its log: docker compose -p %s logs)", c.State.ExitCode, c.Config.Image, d.project())
 	}
-	return fmt.Errorf("the agent's container ended at once, with code %d: image %s must have the program sleep, for its processor (its log: docker compose -p %s logs)", c.State.ExitCode, c.Config.Image, d.project())
+	return nil
 }

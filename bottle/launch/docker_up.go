@@ -28,6 +28,14 @@ func (d *Docker) Prepare(ctx context.Context, f Files) (err error) {
 	if err := d.removeAll(ctx); err != nil {
 		return err
 	}
+	// What is noted of an earlier run is gone; from here on it is this engine's.
+	err = d.dir.UpdateMetadata(func(m *bottle.Metadata) error {
+		m.Docker = &bottle.DockerIDs{Engine: d.cli.DaemonHost()}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
 	for field, path := range map[string]string{"agent.workspace": d.manifest.Agent.Workspace, "the state directory": d.dir.Path()} {
 		if strings.Contains(path, ":") {
 			return fmt.Errorf("%s: %s has a colon, which the engine takes for the end of a path it mounts; use another: %w", field, path, bottle.ErrInvalid)
@@ -206,7 +214,7 @@ func (d *Docker) render(subnet netip.Prefix, u owner) error {
 
 // remember notes in metadata what the engine made. The caller holds the lock.
 func (d *Docker) remember(ctx context.Context) error {
-	ids := bottle.DockerIDs{Project: d.project(), Volume: d.socketVolume()}
+	ids := bottle.DockerIDs{Engine: d.cli.DaemonHost(), Project: d.project(), Volume: d.socketVolume()}
 	for _, n := range []string{d.internalNetwork(), d.outgoingNetwork()} {
 		have, err := d.findNetwork(ctx, n)
 		if err != nil {
