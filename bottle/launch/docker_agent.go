@@ -56,7 +56,8 @@ func (d *Docker) AgentEnv() ([]string, error) {
 }
 
 // RunAgent runs a program in the agent's container, with [Docker.AgentEnv], and returns its
-// exit code. When ctx ends it gets TERM, and KILL after 5 s.
+// exit code. When ctx ends it gets TERM, and KILL after 5 s. A code that is not the agent's own word has the reason as
+// its error: 127 or 126 if the engine could not start it, 137 if the container ended under it.
 //
 // An exec can't be attached to again: if this process ends, the terminal is gone for the
 // agent, which then gets HUP or the end of its input.
@@ -71,6 +72,10 @@ func (d *Docker) RunAgent(ctx context.Context, a Agent) (code int, err error) {
 	if ids.Agent == "" {
 		return 0, fmt.Errorf("run the agent: bottle %s has no container: %w", d.dir.Name(), bottle.ErrNotFound)
 	}
+	box, err := d.agentBox(ctx)
+	if err != nil {
+		return 0, err
+	}
 	env, err := d.AgentEnv()
 	if err != nil {
 		return 0, err
@@ -78,18 +83,21 @@ func (d *Docker) RunAgent(ctx context.Context, a Agent) (code int, err error) {
 	// The engine is asked to the end, whatever becomes of ctx: that is about the agent.
 	engine, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	made, err := d.cli.ContainerExecCreate(engine, ids.Agent, container.ExecOptions{
+	made, err := d.cli.ContainerExecCreate(engine, box.ID, container.ExecOptions{
 		Tty: a.TTY, AttachStdin: true, AttachStdout: true, AttachStderr: !a.TTY, DetachKeys: noDetach,
 		Env: append(env, a.Env...), WorkingDir: d.workingDir(a.Dir), Cmd: a.Argv,
 	})
 	if cerrdefs.IsNotFound(err) || cerrdefs.IsConflict(err) {
-		return 0, fmt.Errorf("run the agent: its container does not run; bottle stop %[1]s, then start it again: %w", d.dir.Name(), err)
+		return 0, d.noBox(err)
 	}
 	if err != nil {
 		return 0, d.explain("run the agent", err)
 	}
-	e := &execution{Docker: d, id: made.ID, container: ids.Agent, agent: a}
-	return e.run(ctx, engine)
+	e := &execution{Docker: d, id: made.ID, container: box.ID, since: box.State.StartedAt, agent: a}
+	e.out.w = a.Out
+	e.first, _ = bottle.ProcessOf(box.State.Pid) // else the engine alone is asked
+	code, err = e.run(ctx, engine)
+	return e.verdict(engine, code, err)
 }
 
 // workingDir is the path inside of a directory below the workspace, which may be given as on
@@ -110,7 +118,10 @@ func (d *Docker) workingDir(dir string) string {
 type execution struct {
 	*Docker
 	id, container string
+	since         string           // when the container was started
+	first         bottle.ProcessID // its first process; zero if this machine does not see it
 	agent         Agent
+	out           firstWords
 	conn          types.HijackedResponse
 }
 
@@ -366,9 +377,9 @@ func (e *execution) input(wg *sync.WaitGroup) (stop func(), err error) {
 
 func (e *execution) output() error {
 	if e.agent.TTY {
-		_, err := io.Copy(e.agent.Out, e.conn.Reader)
+		_, err := io.Copy(&e.out, e.conn.Reader)
 		return err
 	}
-	_, err := stdcopy.StdCopy(e.agent.Out, e.agent.Err, e.conn.Reader)
+	_, err := stdcopy.StdCopy(&e.out, e.agent.Err, e.conn.Reader)
 	return err
 }

@@ -110,6 +110,8 @@ func TestDockerAgent(t *testing.T) {
 	})
 
 	t.Run("on a terminal", func(t *testing.T) { testTerminal(t, p) })
+	t.Run("what can't be started", func(t *testing.T) { testUnstartable(t, p) })
+	t.Run("killed alone", func(t *testing.T) { testAgentKilled(t, p) })
 }
 
 // A terminal's user types at ours; what the agent prints comes out of it.

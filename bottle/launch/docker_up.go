@@ -118,10 +118,12 @@ func (d *Docker) subnet() (netip.Prefix, error) {
 
 // Ensure starts the containers if the bundle's does not run, and reports whether it had to.
 // It does not wait until the bundle is ready. A container that exists is not made anew, so an
-// agent that runs goes on.
+// agent that runs goes on. If the agent's alone has ended it is started again, which is no start of the bundle.
 func (d *Docker) Ensure(ctx context.Context) (started bool, err error) {
-	if running, err := d.Running(ctx); running || err != nil {
+	if running, err := d.Running(ctx); err != nil {
 		return false, err
+	} else if running {
+		return false, d.ensureAgent(ctx)
 	}
 	if d.manifest == nil {
 		return false, errors.New("launch: Manifest is required to start")

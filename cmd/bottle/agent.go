@@ -45,10 +45,13 @@ func (a *app) runAgent(ctx context.Context, c *cell, argv []string) error {
 	}
 	agent.TTY = term.IsTerminal(int(agent.In.Fd())) && term.IsTerminal(int(agent.Out.Fd()))
 	code, err := c.backend.RunAgent(ctx, agent)
-	if err == nil && code != 0 {
-		return silentExit(code)
+	switch {
+	case code == 0:
+		return err
+	case err != nil:
+		return codedError{code, err}
 	}
-	return err
+	return silentExit(code)
 }
 
 // files are the streams that an agent gets: a terminal among them must be it, and no copy.

@@ -36,7 +36,8 @@ type backend interface {
 	StopBundle(ctx context.Context) error
 	// AgentEnv is what an agent in the bottle has in its environment.
 	AgentEnv() ([]string, error)
-	// RunAgent runs one more agent in the bottle, and returns its exit code.
+	// RunAgent runs one more agent in the bottle, and returns its exit code. A code that is
+	// not the agent's own word, as a shell has 127, comes with its reason as an error.
 	RunAgent(ctx context.Context, a launch.Agent) (code int, err error)
 	Close() error
 }

@@ -42,7 +42,7 @@ func TestDocker(t *testing.T) {
 		p := p.in(t)
 		for code, argv := range map[int][]string{
 			0: {"true"}, 7: {"sh", "-c", "exit 7"}, 137: {"sh", "-c", "kill -9 $$"},
-			126: {"/workspace"}, 127: {"sh", "-c", "no-such-program"},
+			126: {"/workspace"}, 127: {"no-such-program"},
 		} {
 			p.inside(code, argv...)
 		}
@@ -95,6 +95,18 @@ func TestDocker(t *testing.T) {
 			t.Error("the agent's container was made anew")
 		}
 	})
+	t.Run("the agent's container killed alone", func(t *testing.T) {
+		p := p.in(t)
+		before := p.metadata().Docker
+		if err := d.cli.ContainerKill(t.Context(), before.Agent, "KILL"); err != nil {
+			t.Fatal(err)
+		}
+		says(t, fetch(p, 0, "data"), "200 data.example.com")
+		if now := p.metadata().Docker; now.Agent != before.Agent || now.Sidecars != before.Sidecars {
+			t.Errorf("from %+v to %+v", before, now)
+		}
+	})
+	agent = p.session() // what ran in it is gone
 	t.Run("allowlist edit", func(t *testing.T) {
 		p := p.in(t)
 		before := p.daemon(bottle.DaemonPipelock)
