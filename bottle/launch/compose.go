@@ -22,7 +22,7 @@ const (
 	socketsInside   = "/run/bottle"
 	caInside        = "/etc/bottle/ca.pem"
 	caBundleInside  = "/etc/bottle/ca-bundle.pem"
-	bridgeInside    = "/usr/local/bin/bottle-mcp"
+	bridgeInside    = sandboxBin + "/bottle-mcp"
 	pipelockInside  = "/usr/local/bin/pipelock"
 )
 

@@ -27,7 +27,7 @@ type DockerConfig struct {
 	// Image is the bundle's image. Empty: [BundleImage].
 	Image string
 	// Bridge is the path of a static bottle-mcp, which is mounted into the agent's
-	// container. Empty: the agent's image has one.
+	// container. Empty: the agent's image has one in its PATH, or no start succeeds.
 	Bridge string
 }
 
@@ -245,5 +245,5 @@ func (d *Docker) agentSleeps(ctx context.Context) error {
 	if c.State != nil && !c.State.Running {
 		return fmt.Errorf("the agent's container ended at once, with code %d: image %s must have the program sleep, for its processor (its log: docker compose -p %s logs)", c.State.ExitCode, c.Config.Image, d.project())
 	}
-	return nil
+	return d.hasBridge(ctx, c)
 }

@@ -80,6 +80,7 @@ func (d *Docker) RunAgent(ctx context.Context, a Agent) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	env = append(env, "PATH="+withBridge(box.Config.Env))
 	// The engine is asked to the end, whatever becomes of ctx: that is about the agent.
 	engine, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()

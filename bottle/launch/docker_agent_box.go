@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"strings"
 	"time"
 
 	cerrdefs "github.com/containerd/errdefs"
@@ -115,4 +117,31 @@ func rests(st *container.State) bool {
 	began, err1 := time.Parse(time.RFC3339Nano, st.StartedAt)
 	ended, err2 := time.Parse(time.RFC3339Nano, st.FinishedAt)
 	return errors.Join(err1, err2) == nil && ended.Sub(began) < boxRest && time.Since(ended) < boxRest
+}
+
+// withBridge is the image's PATH, after the directory that the bridge is mounted in.
+func withBridge(env []string) string {
+	dirs := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" // the engine's own
+	for _, kv := range env {
+		if v, ok := strings.CutPrefix(kv, "PATH="); ok {
+			dirs = v
+		}
+	}
+	return path.Dir(bridgeInside) + ":" + dirs
+}
+
+// hasBridge refuses an image without bottle-mcp where there is none on this machine to be mounted. MCP configurations
+// would name a program that is not there, which agents tell nobody.
+func (d *Docker) hasBridge(ctx context.Context, c container.InspectResponse) error {
+	if d.bridge != "" {
+		return nil
+	}
+	for _, dir := range strings.Split(withBridge(c.Config.Env), ":") {
+		if _, err := d.cli.ContainerStatPath(ctx, c.ID, path.Join("/", dir, "bottle-mcp")); gone(err) != nil {
+			return d.explain("look for bottle-mcp in the agent's container", err)
+		} else if err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("the agent would have no bottle-mcp: install it beside bottle or in PATH, built with CGO_ENABLED=0, or into the PATH of image %s", c.Config.Image)
 }

@@ -2,7 +2,9 @@ package launch_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 
@@ -43,6 +45,26 @@ func testUnstartable(t *testing.T, p *pot) {
 				says(t, err, c.says)
 			}
 		})
+	}
+}
+
+// The bridge is named by its path, and starts whatever PATH is.
+func testMCPConfig(t *testing.T, p *pot) {
+	_, text := p.run(t, "cat", "/etc/bottle/mcp.json")
+	var cfg struct {
+		Servers map[string]struct {
+			Command string
+			Args    []string
+		} `json:"mcpServers"`
+	}
+	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+		t.Fatal(err)
+	}
+	server := cfg.Servers["bottle"]
+	argv := append([]string{"env", "PATH=/none", server.Command}, server.Args...)
+	const hello = `{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},"clientInfo":{"name":"t","version":"1"}}}` + "\n"
+	if code, out := p.agent(t, hello, launch.Agent{Argv: argv}); code != 0 || !strings.Contains(out, `"serverInfo"`) {
+		t.Errorf("%q: %d, %q", argv, code, out)
 	}
 }
 

@@ -111,6 +111,7 @@ func TestDockerAgent(t *testing.T) {
 
 	t.Run("on a terminal", func(t *testing.T) { testTerminal(t, p) })
 	t.Run("what can't be started", func(t *testing.T) { testUnstartable(t, p) })
+	t.Run("the MCP configuration", func(t *testing.T) { testMCPConfig(t, p) })
 	t.Run("killed alone", func(t *testing.T) { testAgentKilled(t, p) })
 }
 

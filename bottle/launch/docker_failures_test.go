@@ -85,6 +85,19 @@ func TestDockerRefuses(t *testing.T) {
 		_, err := p.WaitReady(t.Context())
 		says(t, err, "the agent's container ended at once, with code 127", "bottle-test-scratch", "must have the program sleep")
 	})
+	t.Run("no bottle-mcp anywhere", func(t *testing.T) {
+		none := *d
+		none.programs = t.TempDir()
+		p := newPot(t, &none)
+		if err := p.prepare(t.Context(), t); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Ensure(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_, err := p.WaitReady(t.Context())
+		says(t, err, "the agent would have no bottle-mcp", d.base)
+	})
 	t.Run("an old compose", func(t *testing.T) {
 		p := newPot(t, d)
 		fakeDocker(t, "echo 1.29.2")

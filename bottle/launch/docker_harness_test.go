@@ -111,6 +111,19 @@ func newDock() (d *dock, err error) {
 
 func (d *dock) program(name string) string { return filepath.Join(d.programs, name) }
 
+// bridge is the program that is mounted, if there is one.
+func (d *dock) bridge() string {
+	if p := d.program("bottle-mcp"); exists(p) {
+		return p
+	}
+	return ""
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
 // importBase makes an image of a static busybox.
 func (d *dock) importBase(ctx context.Context) error {
 	busybox, err := os.ReadFile("/bin/busybox")
@@ -149,7 +162,7 @@ func (d *dock) importBase(ctx context.Context) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	r, err := d.cli.ImageImport(ctx, image.ImportSource{Source: &buf, SourceName: "-"}, d.base, image.ImportOptions{Changes: []string{"ENV PATH=/usr/local/bin:/bin"}})
+	r, err := d.cli.ImageImport(ctx, image.ImportSource{Source: &buf, SourceName: "-"}, d.base, image.ImportOptions{Changes: []string{"ENV PATH=/bin"}})
 	if err != nil {
 		return err
 	}
@@ -205,7 +218,7 @@ func newPot(t testing.TB, d *dock, change ...func(*bottle.Manifest)) *pot {
 func (p *pot) open(t testing.TB) *launch.Docker {
 	t.Helper()
 	d, err := launch.NewDocker(launch.DockerConfig{
-		Dir: p.dir, Manifest: p.m, Image: p.dock.bundle, Bridge: p.dock.program("bottle-mcp"),
+		Dir: p.dir, Manifest: p.m, Image: p.dock.bundle, Bridge: p.dock.bridge(),
 		Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
 	})
 	if err != nil {
