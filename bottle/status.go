@@ -113,6 +113,9 @@ type DockerIDs struct {
 	Agent    string   `json:"agent"`            // container ID
 	Networks []string `json:"networks"`         // IDs
 	Volume   string   `json:"volume"`           // name
+	// Workspace is the agent's, without links, and WorkspaceAt which directory it was when the start was accepted.
+	Workspace   string      `json:"workspace,omitempty"`
+	WorkspaceAt MountedFile `json:"workspace_at,omitzero"`
 }
 
 // A ProcessID names a process beyond reuse of its pid.

@@ -112,12 +112,12 @@ type (
 
 // compose renders docker-compose.yml. It holds no secret: tokens go over the key socket, and
 // the proxy's is in bundle.json and in the environment of each executed agent.
-func (d *Docker) compose(subnet netip.Prefix, u owner) ([]byte, error) {
+func (d *Docker) compose(subnet netip.Prefix, u owner, workspace string) ([]byte, error) {
 	f := composeFile{
 		Name: d.project(),
 		Services: map[string]composeService{
 			serviceSidecars: d.sidecars(subnet, u),
-			serviceAgent:    d.agent(subnet, u),
+			serviceAgent:    d.agent(subnet, u, workspace),
 		},
 		Networks: map[string]composeOutside{
 			"internal": {Name: d.internalNetwork(), External: true},
@@ -203,7 +203,7 @@ func (d *Docker) sidecars(subnet netip.Prefix, u owner) composeService {
 // bundleDaemons have a private directory each.
 var bundleDaemons = []string{bottle.DaemonEgress, bottle.DaemonPipelock, bottle.DaemonSupervise}
 
-func (d *Docker) agent(subnet netip.Prefix, u owner) composeService {
+func (d *Docker) agent(subnet netip.Prefix, u owner, workspace string) composeService {
 	s := d.service(u)
 	s.Image = d.agentImage()
 	if b := d.manifest.Agent.Build; b != nil {
@@ -222,7 +222,7 @@ func (d *Docker) agent(subnet netip.Prefix, u owner) composeService {
 	s.Tmpfs = []string{fmt.Sprintf("%s:uid=%d,gid=%d,mode=0700,exec,nosuid,nodev", homeInside, u.uid, u.gid)}
 	s.Volumes = []composeMount{
 		{Type: "volume", Source: "socket", Target: socketsInside, ReadOnly: true},
-		rw(d.manifest.Agent.Workspace, workspaceInside),
+		rw(workspace, workspaceInside),
 		ro(d.dir.CACert(), caInside),
 		ro(caBundle(d.dir), caBundleInside),
 		ro(mcpConfigFile(d.dir), mcpConfigInside),

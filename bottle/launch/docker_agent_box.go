@@ -85,13 +85,19 @@ func (d *Docker) ensureAgent(ctx context.Context) error {
 	err = d.cli.ContainerStart(whole, ids.Agent, container.StartOptions{})
 	switch {
 	case err == nil:
-		return nil
+		return d.checkWorkspace(whole, ids.Agent)
 	case !cerrdefs.IsNotFound(err):
 		return d.explain("start the agent's container again", err)
 	}
 	// It was removed.
 	if err := d.inProject(whole, lock, "up", "--detach", "--no-recreate", "--no-build", "--no-deps", serviceAgent); err != nil {
 		return fmt.Errorf("start the agent's container again: %w", err)
+	}
+	if ids.Agent, err = d.find(whole, serviceAgent); err != nil {
+		return err
+	}
+	if err := d.checkWorkspace(whole, ids.Agent); err != nil {
+		return err
 	}
 	return d.remember(whole)
 }

@@ -59,6 +59,9 @@ func TestDockerRefuses(t *testing.T) {
 	})
 	t.Run("a colon in the workspace's path", func(t *testing.T) {
 		p := newPot(t, d, func(m *bottle.Manifest) { m.Agent.Workspace += "/a:b" })
+		if err := os.Mkdir(p.m.Agent.Workspace, 0o755); err != nil {
+			t.Fatal(err)
+		}
 		says(t, p.prepare(t.Context(), t), "agent.workspace", "colon")
 		nothingLeft(t, p)
 	})
@@ -97,6 +100,24 @@ func TestDockerRefuses(t *testing.T) {
 		}
 		_, err := p.WaitReady(t.Context())
 		says(t, err, "the agent would have no bottle-mcp", d.base)
+	})
+	t.Run("a workspace that was replaced", func(t *testing.T) {
+		// By a link, as an agent could that may write above it: the engine would mount what it leads to.
+		p := newPot(t, d)
+		if err := p.prepare(t.Context(), t); err != nil {
+			t.Fatal(err)
+		}
+		secret := t.TempDir()
+		if err := errors.Join(os.Remove(p.m.Agent.Workspace), os.Symlink(secret, p.m.Agent.Workspace)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := p.Ensure(t.Context())
+		says(t, err, "agent.workspace", "is not the directory any more")
+		for _, left := range p.onEngine(t) {
+			if strings.HasPrefix(left, "container") && strings.Contains(left, "agent") {
+				t.Error("the agent's container is there")
+			}
+		}
 	})
 	t.Run("an old compose", func(t *testing.T) {
 		p := newPot(t, d)

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,15 +29,19 @@ func (d *Docker) Prepare(ctx context.Context, f Files) (err error) {
 	if err := d.removeAll(ctx); err != nil {
 		return err
 	}
+	workspace, at, err := pinWorkspace(d.manifest.Agent.Workspace)
+	if err != nil {
+		return err
+	}
 	// What is noted of an earlier run is gone; from here on it is this engine's.
 	err = d.dir.UpdateMetadata(func(m *bottle.Metadata) error {
-		m.Docker = &bottle.DockerIDs{Engine: d.cli.DaemonHost()}
+		m.Docker = &bottle.DockerIDs{Engine: d.cli.DaemonHost(), Workspace: workspace, WorkspaceAt: at}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	for field, path := range map[string]string{"agent.workspace": d.manifest.Agent.Workspace, "the state directory": d.dir.Path()} {
+	for field, path := range map[string]string{"agent.workspace": workspace, "the state directory": d.dir.Path()} {
 		if strings.Contains(path, ":") {
 			return fmt.Errorf("%s: %s has a colon, which the engine takes for the end of a path it mounts; use another: %w", field, path, bottle.ErrInvalid)
 		}
@@ -200,6 +205,13 @@ func (d *Docker) up(ctx context.Context) error {
 	if err := d.inProject(whole, lock, "up", "--detach", "--no-recreate", "--no-build"); err != nil {
 		return fmt.Errorf("start the bundle: %w", err)
 	}
+	agent, err := d.find(whole, serviceAgent)
+	if err != nil {
+		return err
+	}
+	if err := d.checkWorkspace(whole, agent); err != nil {
+		return err
+	}
 	if err := d.remember(whole); err != nil {
 		return err
 	}
@@ -207,7 +219,11 @@ func (d *Docker) up(ctx context.Context) error {
 }
 
 func (d *Docker) render(subnet netip.Prefix, u owner) error {
-	b, err := d.compose(subnet, u)
+	ids, err := d.ids()
+	if err != nil {
+		return err
+	}
+	b, err := d.compose(subnet, u, cmp.Or(ids.Workspace, d.manifest.Agent.Workspace))
 	if err != nil {
 		return err
 	}
@@ -216,7 +232,11 @@ func (d *Docker) render(subnet netip.Prefix, u owner) error {
 
 // remember notes in metadata what the engine made. The caller holds the lock.
 func (d *Docker) remember(ctx context.Context) error {
-	ids := bottle.DockerIDs{Engine: d.cli.DaemonHost(), Project: d.project(), Volume: d.socketVolume()}
+	ids, err := d.ids()
+	if err != nil {
+		return err
+	}
+	ids.Engine, ids.Project, ids.Volume, ids.Networks = d.cli.DaemonHost(), d.project(), d.socketVolume(), nil
 	for _, n := range []string{d.internalNetwork(), d.outgoingNetwork()} {
 		have, err := d.findNetwork(ctx, n)
 		if err != nil {
@@ -226,7 +246,6 @@ func (d *Docker) remember(ctx context.Context) error {
 			ids.Networks = append(ids.Networks, have.ID)
 		}
 	}
-	var err error
 	if ids.Sidecars, err = d.find(ctx, serviceSidecars); err != nil {
 		return err
 	}
