@@ -30,7 +30,7 @@ const (
 const (
 	sidecarsMemory = "512m"
 	sidecarsPids   = 512
-	agentMemory    = "8g"
+	agentMemory    = 8 << 30 // bytes, and at most three quarters of what the engine's machine has
 	agentPids      = 2048
 	// What a container prints lies on the host's disk until it is stopped.
 	logSize, logFiles = "8m", "2"
@@ -43,6 +43,16 @@ type owner struct {
 	uid, gid int
 	// hostUsers: the engine maps users, which the containers must be excepted from to be the operator.
 	hostUsers bool
+	// memory is the engine's machine's, in bytes.
+	memory int64
+}
+
+// agentMemory is the limit of the agent's container: one that the machine has not got would bound nothing.
+func (u owner) agentMemory() int64 {
+	if u.memory <= 0 {
+		return agentMemory
+	}
+	return min(agentMemory, u.memory/4*3)
 }
 
 // The part of the compose file format that is used here; see the Compose Specification.
@@ -213,7 +223,8 @@ func (d *Docker) agent(subnet netip.Prefix, u owner, workspace string) composeSe
 	s.Init = true
 	s.Entrypoint, s.Command = []string{"sleep"}, []string{"infinity"}
 	s.WorkingDir = workspaceInside
-	s.PidsLimit, s.MemLimit, s.MemswapLim = agentPids, agentMemory, agentMemory
+	memory := strconv.FormatInt(u.agentMemory(), 10)
+	s.PidsLimit, s.MemLimit, s.MemswapLim = agentPids, memory, memory
 	s.Networks = map[string]composeNetwork{"internal": {IPv4: host(subnet, hostAgent).String()}}
 	// The engine's resolver answers in each container. It would pass on to the host's what it does not know;
 	// 192.0.2.1 (RFC 5737) is nowhere.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -141,7 +142,7 @@ func TestDockerAgentsRights(t *testing.T) {
 		"capabilities":          `[ "$(grep -E 'Cap(Eff|Prm|Bnd|Amb|Inh)' /proc/self/status | grep -vc 0000000000000000)" = 0 ]`,
 		"no new privileges":     `grep -q 'NoNewPrivs:.1' /proc/self/status`,
 		"a system call filter":  `grep -q 'Seccomp:.2' /proc/self/status`,
-		"no raw sockets":        `! ping -c 1 -W 1 127.0.0.1`,
+		"no raw sockets":        `! ping -c 1 -W 1 127.0.0.1 && ! traceroute -I -m 1 -w 1 127.0.0.1 && ! arping -c 1 -w 1 10.213.0.1`,
 		"no mounts":             `! mount -t tmpfs tmpfs /mnt`,
 		"no namespaces":         `! unshare -U true && ! unshare -n true`,
 		"no devices":            `! mknod /tmp/sda b 8 0`,
@@ -151,7 +152,7 @@ func TestDockerAgentsRights(t *testing.T) {
 		"no state directory":    `! ls /bottle && [ "$(find / -xdev -name 'bundle.json' -o -xdev -name ca-key.pem | wc -l)" = 0 ]`,
 		"no other sockets":      `[ "$(grep -c / /proc/net/unix)" = 0 ]`,
 		"processes are bounded": `[ "$(cat /sys/fs/cgroup/pids/pids.max 2>/dev/null || cat /sys/fs/cgroup/pids.max)" = 2048 ]`,
-		"memory is bounded":     `[ "$(cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max)" = 8589934592 ]`,
+		"memory is bounded":     `[ "$(cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max)" = ` + strconv.FormatInt(agentMemory(t, d), 10) + ` ]`,
 		"no core dumps":         `[ "$(ulimit -c)" = 0 ] && [ "$(ulimit -Hc)" = 0 ]`,
 		"not the host's pids":   `[ "$(ls -d /proc/[0-9]* | wc -l)" -lt 12 ]`,
 	} {

@@ -287,7 +287,7 @@ func (d *Docker) operator(ctx context.Context) (owner, error) {
 	if err != nil {
 		return owner{}, d.explain("ask the container engine", err)
 	}
-	u := owner{uid: os.Getuid(), gid: os.Getgid()}
+	u := owner{uid: os.Getuid(), gid: os.Getgid(), memory: info.MemTotal}
 	has := func(name string) bool {
 		return slices.ContainsFunc(info.SecurityOptions, func(o string) bool { return slices.Contains(strings.Split(o, ","), "name="+name) })
 	}
