@@ -1,7 +1,9 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"os"
 	"os/exec"
@@ -21,20 +23,24 @@ func TestDockerStart(t *testing.T) {
 		return
 	}
 	p := pot(t, d, randomName(), "")
+	runs := func() bool { _, err := os.Stat(filepath.Join(p.workspace, "runs")); return err == nil }
 	for _, c := range []struct {
 		moment string
 		come   func() bool
+		signal syscall.Signal // 0: that of Ctrl-C
 	}{
-		{"something is made", func() bool { return len(p.onEngine()) > 0 }},
-		{"the keeper runs", func() bool { m, err := p.dir.LoadMetadata(); return err == nil && m.Keeper.Alive() }},
-		{"compose makes a container", func() bool {
+		{moment: "something is made", come: func() bool { return len(p.onEngine()) > 0 }},
+		{moment: "the keeper runs", come: func() bool { m, err := p.dir.LoadMetadata(); return err == nil && m.Keeper.Alive() }},
+		{moment: "compose makes a container", come: func() bool {
 			cs, err := d.cli.ContainerList(t.Context(), container.ListOptions{All: true, Filters: filters.NewArgs(filters.Arg("label", "bottle.name="+p.name))})
 			return err == nil && len(cs) > 0
 		}},
-		{"the agent runs", func() bool { _, err := os.Stat(filepath.Join(p.workspace, "runs")); return err == nil }},
+		{moment: "the agent runs", come: runs},
+		{moment: "the agent runs, by the end of the terminal", come: runs, signal: syscall.SIGHUP},
 	} {
 		t.Run("interrupted when "+c.moment, func(t *testing.T) {
 			p := p.in(t)
+			_ = os.Remove(filepath.Join(p.workspace, "runs"))
 			start := p.begin()
 			eventually(t, func() string {
 				if c.come() {
@@ -42,7 +48,7 @@ func TestDockerStart(t *testing.T) {
 				}
 				return "not yet"
 			})
-			if err := syscall.Kill(-start.Process.Pid, syscall.SIGINT); err != nil { // as a terminal does
+			if err := syscall.Kill(-start.Process.Pid, cmp.Or(c.signal, syscall.SIGINT)); err != nil { // as a terminal does
 				t.Fatal(err)
 			}
 			if err := start.Wait(); err == nil {
@@ -66,6 +72,59 @@ func TestDockerStart(t *testing.T) {
 		if left := p.onEngine(); len(left) > 0 {
 			t.Errorf("left: %q", left)
 		}
+	})
+	t.Run("the reader of its output goes away", func(t *testing.T) {
+		p := p.in(t)
+		start := p.command("start", "-f", p.manifest, "--", "sh", "-c", "while :; do echo on and on; sleep 0.05; done")
+		out, err := start.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		start.Stderr = new(bytes.Buffer)
+		if err := start.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(out).ReadString('\n'); line != "on and on\n" {
+			t.Errorf("%q, %v", line, err)
+		}
+		_ = out.Close()
+		if _ = start.Wait(); start.ProcessState.ExitCode() != 1 {
+			t.Errorf("%v", start.ProcessState)
+		}
+		says(t, p.bottle("ls"), " stopped ")
+		if left := p.onEngine(); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	})
+	t.Run("compose fails under the keeper", func(t *testing.T) {
+		p := p.in(t)
+		docker, err := exec.LookPath("docker")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fake := t.TempDir()
+		script := `#!/bin/sh
+case " $* " in *" up "*) echo "write /var/lib/x: no space left on device" >&2; exit 1;; esac
+exec ` + docker + ` "$@"
+`
+		if err := os.WriteFile(filepath.Join(fake, "docker"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		start := p.command("start", "-f", p.manifest, "--detach")
+		start.Env = append(start.Env, "PATH="+fake+":"+os.Getenv("PATH"))
+		out, err := start.CombinedOutput()
+		if err == nil {
+			t.Error("it started")
+		}
+		says(t, string(out), "the engine has no space left", "/var/lib/x")
+		says(t, p.bottle("ls"), " stopped ")
+		if left := p.onEngine(); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
+	})
+	t.Run("a program that the image has not", func(t *testing.T) {
+		p := p.in(t)
+		says(t, p.code(127, "start", "-f", p.manifest, "--", "no-such-program"), "bottle: the agent's command no-such-program was not found in its image", "is stopped")
 	})
 	t.Run("at a terminal", func(t *testing.T) {
 		p := p.in(t)

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	"bottle/bottle"
 	"bottle/bottle/audit"
+	"bottle/bottle/keep"
 	"bottle/bottle/launch"
 	"bottle/bottle/pipelock"
 	"bottle/bottle/prompt"
@@ -65,6 +67,11 @@ type startOptions struct {
 }
 
 func (a *app) start(ctx context.Context, o startOptions) error {
+	// A reader of our output that has gone (start ... | head) would end us by this signal, before the bottle is stopped;
+	// now the write fails, and that is an end like others.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
 	text, err := os.ReadFile(o.file)
 	if err != nil {
 		return fmt.Errorf("-f: %w", err)
@@ -244,10 +251,11 @@ func (c *cell) endSession(ctx context.Context) error {
 
 // bringUp starts the keeper, which starts the bundle, and waits for both.
 func (c *cell) bringUp(ctx context.Context, a *app) error {
-	if err := c.startKeeper(ctx, a); err != nil {
-		return err
+	err := c.startKeeper(ctx, a)
+	if err == nil {
+		_, err = c.backend.WaitReady(ctx)
 	}
-	if _, err := c.backend.WaitReady(ctx); err != nil {
+	if err != nil {
 		return errors.Join(err, c.stop(context.WithoutCancel(ctx)))
 	}
 	return c.trail.Record(ctx, bottle.Event{Name: string(audit.Started), By: actor()})
@@ -283,6 +291,8 @@ func (c *cell) startKeeper(ctx context.Context, a *app) error {
 	}()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
 	for {
 		m, err := c.dir.LoadMetadata()
 		if err == nil && m.Keeper.PID == cmd.Process.Pid && startedAnew(before, m) {
@@ -295,9 +305,27 @@ func (c *cell) startKeeper(ctx context.Context, a *app) error {
 			_ = cmd.Process.Signal(syscall.SIGTERM)
 			<-ended
 			return errors.Join(ctx.Err(), c.stop(context.WithoutCancel(ctx)))
+		case <-look.C:
+			if why := cantStart(c.dir, cmd.Process.Pid); why != "" {
+				return errors.New(why)
+			}
 		case <-tick.C:
 		}
 	}
+}
+
+// cantStart is why a keeper could not start the bundle, if it could not. It would try on for ever, with nobody told.
+func cantStart(dir *bottle.Dir, keeper int) string {
+	st, err := keep.ReadStatus(dir)
+	if err != nil || st.PID != keeper {
+		return ""
+	}
+	for _, p := range st.Problems {
+		if why, ok := strings.CutPrefix(p, "bundle: "); ok {
+			return why
+		}
+	}
+	return ""
 }
 
 // startedAnew reports whether the keeper has started a bundle since.
