@@ -41,6 +41,7 @@ type cell struct {
 	desk     *queue.Desk
 	apply    *apply.Applier
 	backend  backend
+	warn     io.Writer // the operator's standard error
 }
 
 // names lists the bottles of the state directory, or the one that --bottle names.
@@ -148,7 +149,7 @@ func (a *app) assemble(dir *bottle.Dir, manifest *bottle.Manifest, at place, log
 	if err != nil {
 		return nil, err
 	}
-	c := &cell{name: dir.Name(), dir: dir, manifest: manifest, log: log, trail: queue.AuditTrail{Log: log}}
+	c := &cell{name: dir.Name(), dir: dir, manifest: manifest, log: log, trail: queue.AuditTrail{Log: log}, warn: a.err}
 	c.desk, err = queue.NewDesk(queue.DeskConfig{
 		Dir: dir, Trail: c.trail, Logger: logger,
 		PendingTTL: manifest.Approvals.PendingTTL, MaxPending: manifest.Approvals.MaxPending,
@@ -299,7 +300,11 @@ func (c *cell) offer(rec *bottle.Record) prompt.Offer {
 
 // approve carries an offer out, and says what came of it.
 func (c *cell) approve(ctx context.Context, rec *bottle.Record, o prompt.Offer, digest bottle.Hash) (string, error) {
-	out, err := c.apply.Approve(ctx, rec, intentOf(rec, o), operator(), digest, o.Note)
+	var out apply.Outcome
+	err := c.onceUp(ctx, func() (err error) {
+		out, err = c.apply.Approve(ctx, rec, intentOf(rec, o), operator(), digest, o.Note)
+		return err
+	})
 	if err != nil {
 		return "", err
 	}

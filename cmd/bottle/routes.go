@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bottle/apply"
 	"bottle/bottle"
 	"bottle/bottle/pipelock"
 	"bottle/bottle/prompt"
@@ -225,7 +226,11 @@ func (a *app) edit(ctx context.Context, c *cell, file string, con *prompt.Consol
 		if err != nil || !yes {
 			return errors.Join(errors.New("not changed"), ignoreEOF(err))
 		}
-		out, err := c.apply.Edit(ctx, file, text, operator(), plan.Proposal.Digest())
+		var out apply.Outcome
+		err = c.onceUp(ctx, func() (err error) {
+			out, err = c.apply.Edit(ctx, file, text, operator(), plan.Proposal.Digest())
+			return err
+		})
 		if errors.Is(err, bottle.ErrChanged) {
 			con.Say("it changed since you looked; here it is again")
 			continue
