@@ -82,7 +82,9 @@ func (r *recorder) listen(name string) netip.Addr {
 		r.t.Errorf("an upstream for %s: %v", name, err)
 		return netip.Addr{}
 	}
-	r.port = l.Addr().(*net.TCPAddr).Port //nolint:errcheck // a TCP listener
+	if r.port == 0 { // the first one, before anybody else reads it
+		r.port = l.Addr().(*net.TCPAddr).Port //nolint:errcheck // a TCP listener
+	}
 	r.addrs[name], r.listeners = a, append(r.listeners, l)
 	r.accept(l, func(c net.Conn) { r.serve(c, c, name, r.port) })
 	return a
