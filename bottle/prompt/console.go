@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 )
 
 // ErrInterrupted is returned by a question that Ctrl-C ended. Nothing was decided by it.
@@ -49,17 +48,7 @@ func (c *Console) Color() bool { return c.color }
 
 // Width is that of the terminal, in columns.
 func (c *Console) Width() int {
-	width := 0
-	if c.tty != nil {
-		_ = c.control(func(fd int) error {
-			w, _, err := term.GetSize(fd)
-			width = w
-			return err
-		})
-	}
-	if width < 1 {
-		return defaultWidth
-	}
+	width, _ := c.size()
 	return width
 }
 
@@ -133,6 +122,7 @@ func (c *Console) Confirm(question string) (bool, error) {
 // can't have been on one screen is confirmed by its number of lines.
 func (c *Console) ConfirmView(v View, question string) (bool, error) {
 	n := v.Lines()
+	fmt.Fprintln(c.out, v.brief())
 	if n <= maxGlance {
 		return c.Confirm(question)
 	}

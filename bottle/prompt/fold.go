@@ -7,23 +7,39 @@ import (
 )
 
 // fold breaks a line that went through [Text] into rows of at most n columns, so that the
-// terminal does not do it: each row can then carry a mark of whose words it is. n < 1
-// leaves the line whole.
+// terminal does not do it: each row can then carry a mark of whose words it is. It breaks
+// after a space where there is one, and leaves that where it is: the rows together are the
+// line. n < 1 leaves it whole.
 func fold(s string, n int) []string {
 	if n < 1 {
 		return []string{s}
 	}
 	var rows []string
-	start, used := 0, 0
+	start, used, word := 0, 0, 0 // word is where the last one begins
 	for i, r := range s {
 		w := columns(r)
-		if used+w > n && i > start {
-			rows = append(rows, s[start:i])
-			start, used = i, 0
+		for used+w > n && i > start {
+			cut := i
+			if r != ' ' && word > start {
+				cut = word
+			}
+			rows = append(rows, s[start:cut])
+			start, used = cut, columnsOf(s[cut:i])
 		}
 		used += w
+		if r == ' ' {
+			word = i + 1
+		}
 	}
 	return append(rows, s[start:])
+}
+
+func columnsOf(s string) int {
+	n := 0
+	for _, r := range s {
+		n += columns(r)
+	}
+	return n
 }
 
 // columns is how many cells of a terminal a printable character takes (UAX 11).

@@ -87,6 +87,27 @@ func (v View) Render(w io.Writer) error {
 	return p.err
 }
 
+// brief names what a question is about, beside the question: what was shown above it may be
+// some pages away.
+func (v View) brief() string {
+	digest := v.Proposal.Digest().Short()
+	if v.Record == nil {
+		return fmt.Sprintf("%s in all, digest %s", count(v.Lines(), "line"), digest)
+	}
+	hosts := map[bottle.Host]bool{}
+	for _, e := range slices.Concat(v.Proposal.Add, v.Proposal.Remove) {
+		hosts[e.Host] = true
+	}
+	return fmt.Sprintf("%s: %s, digest %s", v.Record.Short, count(len(hosts), "host"), digest)
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
 // RenderChange writes the part about the proposal alone, for a change that nobody asked for
 // over MCP: an edit.
 func (v View) RenderChange(w io.Writer) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"bottle/bottle"
@@ -46,16 +47,19 @@ func (c *Console) Review(ctx context.Context, d Desk, o Offer) (Verdict, error) 
 		}
 		v.Full, v.Color, v.Width = full, c.color, c.Width()
 		fmt.Fprintln(c.out)
-		return v, v.Render(c.out)
+		return v, c.Show(v)
 	}
 	v, err := show()
 	if err != nil {
-		return Skipped, err
+		return unshown(err), err
 	}
 	for {
 		if s := v.Record.State.Status(); s != bottle.Pending {
 			c.Say("there is nothing to decide: it is %s", s)
 			return Decided, nil
+		}
+		if v.Proposal != nil {
+			fmt.Fprintln(c.out, v.brief())
 		}
 		answer, err := c.decide("a)pprove e)dit d)eny t)ime n)ote f)ull s)kip q)uit ?")
 		if err != nil {
@@ -142,10 +146,18 @@ func (c *Console) Review(ctx context.Context, d Desk, o Offer) (Verdict, error) 
 		}
 		if again {
 			if v, err = show(); err != nil {
-				return Skipped, err
+				return unshown(err), err
 			}
 		}
 	}
+}
+
+// unshown is the verdict on a request that could not be shown, or not to its end.
+func unshown(err error) Verdict {
+	if errors.Is(err, ErrInterrupted) || errors.Is(err, io.EOF) {
+		return Quit
+	}
+	return Skipped
 }
 
 // Edit has the operator edit an offer. An empty text leaves it as it was.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +235,22 @@ func (s *screen) wait(t *testing.T, text string) {
 			t.Fatalf("no %q in %q", text, s.got)
 		}
 	}
+}
+
+// until reads on until what has come ends as end says, and returns it.
+func (s *screen) until(t *testing.T, end *regexp.Regexp) string {
+	t.Helper()
+	for deadline := time.After(10 * time.Second); !end.MatchString(s.got); {
+		select {
+		case more := <-s.text:
+			s.got += more
+		case <-deadline:
+			t.Fatalf("no %v in %q", end, s.got)
+		}
+	}
+	got := s.got
+	s.got = ""
+	return got
 }
 
 // No row of a reason, and no rest of a long line, can pass for a line of ours, however wide

@@ -29,22 +29,27 @@ func (c *cell) acceptManifest(ctx context.Context, a *app, accept bool) error {
 	}
 	v := prompt.View{Proposal: &bottle.Proposal{Diffs: []bottle.FileDiff{diff}}, Color: wantColor(a.err), Width: widthOf(a.err)}
 	fmt.Fprintln(a.err, "the manifest differs from the one that was accepted at the last start:")
-	if err := v.RenderChange(a.err); err != nil {
-		return err
-	}
 	ev := bottle.Event{
 		Digest: v.Proposal.Digest(), Outcome: "--accept",
 		Before: map[string][]string{diff.File: diff.Remove}, After: map[string][]string{diff.File: diff.Add},
 	}
 	if accept {
+		if err := v.RenderChange(a.err); err != nil {
+			return err
+		}
 		return c.recordAccepted(ctx, old, ev)
 	}
 	con, done, err := a.console(ctx, "give --accept if this is what you want")
 	if err != nil {
-		return fmt.Errorf("the manifest changed: %w", err)
+		return errors.Join(v.RenderChange(a.err), fmt.Errorf("the manifest changed: %w", err))
 	}
 	defer done()
-	yes, err := con.ConfirmView(v, "start with it?")
+	v.Color, v.Width = con.Color(), con.Width()
+	err = con.ShowChange(v)
+	yes := false
+	if err == nil {
+		yes, err = con.ConfirmView(v, "start with it?")
+	}
 	if err != nil || !yes {
 		return errors.Join(errors.New("not started; the accepted manifest stands"), ignoreEOF(err))
 	}

@@ -183,8 +183,8 @@ func (a *app) approveAsking(ctx context.Context, c *cell, rec *bottle.Record, o 
 	for {
 		v, _ := c.view(ctx, rec, o)
 		v.Color, v.Width = con.Color(), con.Width()
-		if err := v.Render(con.Out()); err != nil {
-			return err
+		if err := con.Show(v); err != nil {
+			return errors.Join(errors.New("not approved; the request is still pending"), ignoreEOF(err))
 		}
 		if v.Proposal == nil {
 			return fmt.Errorf("request %s can't be approved: %s", rec.Short, v.Problem)

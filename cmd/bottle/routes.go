@@ -219,8 +219,8 @@ func (a *app) edit(ctx context.Context, c *cell, file string, con *prompt.Consol
 			return nil
 		}
 		v := prompt.View{Proposal: &plan.Proposal, Edited: editedLines(file, bottle.Body(now), text), Color: con.Color(), Width: con.Width()}
-		if err := v.RenderChange(con.Out()); err != nil {
-			return err
+		if err := con.ShowChange(v); err != nil {
+			return errors.Join(errors.New("not changed"), ignoreEOF(err))
 		}
 		yes, err := con.ConfirmView(v, "put this in force?")
 		if err != nil || !yes {
