@@ -24,12 +24,15 @@ import (
 	"time"
 
 	"github.com/elazarl/goproxy"
+
+	"bottle/bottle"
 )
 
 // others are proxies that people use for the like. Those that are not installed are skipped.
 func others() []subject {
 	return []subject{
 		{"goproxy/passthrough", func(b *testing.B, w *world) *path { return goproxyPath(b, w, job{}) }},
+		{"goproxy+gate/passthrough", goproxyGate},
 		{"goproxy/intercept", func(b *testing.B, w *world) *path { return goproxyPath(b, w, job{Intercept: true}) }},
 		{"goproxy/intercept-ecdsa-cached", func(b *testing.B, w *world) *path { return goproxyPath(b, w, job{Intercept: true, Cache: true}) }},
 		{"mitmproxy/passthrough", func(b *testing.B, w *world) *path { return mitmproxy(b, w, false) }},
@@ -54,6 +57,14 @@ func goproxyPath(b *testing.B, w *world, j job) *path {
 	return p
 }
 
+// goproxyGate is what egress+gate is, with goproxy in the place of egress.
+func goproxyGate(b *testing.B, w *world) *path {
+	gate, pid := job{Kind: "gate", Upstream: w.port}.start(b)
+	p := goproxyPath(b, w, job{Hop: gate})
+	p.host, p.pids = passedHost, append(p.pids, pid)
+	return p
+}
+
 // goproxyJob is goproxy as its examples use it. With Cache it has what its documentation
 // advises, an ECDSA CA and a cache of leaves, and more than net/http's two kept connections.
 func goproxyJob(j job, l net.Listener) (func(context.Context) error, error) {
@@ -66,6 +77,11 @@ func goproxyJob(j job, l net.Listener) (func(context.Context) error, error) {
 	p.Tr.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
 	if !p.Tr.TLSClientConfig.RootCAs.AppendCertsFromPEM(upstreamCA) {
 		return nil, errors.New("no certificate in " + j.UpstreamCA)
+	}
+	if j.Hop != "" {
+		p.ConnectDial = p.NewConnectDialToProxyWithHandler("http://"+j.Hop, func(r *http.Request) {
+			r.Header.Set("Proxy-Authorization", bottle.ProxyAuthorization(gateSecret))
+		})
 	}
 	if j.Intercept {
 		ca := goproxy.GoproxyCa

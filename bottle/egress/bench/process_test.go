@@ -27,7 +27,7 @@ type job struct {
 	Dir        string // for its files
 	UpstreamCA string // PEM file
 	Upstream   int    // port
-	Hop        string // egress: host:port
+	Hop        string // egress, goproxy: host:port
 	Cache      bool   // goproxy: ECDSA, leaves and connections kept
 	Intercept  bool   // goproxy
 	Profile    string // file prefix; empty means none
