@@ -11,7 +11,7 @@ import (
 )
 
 // ParseManifest reads a manifest. path is where it lies: relative paths in it start from
-// its directory, and errors name its base name and the line. ${NAME} is filled in from
+// its directory, and errors name it as it is given here, and the line. ${NAME} is filled in from
 // env, and ~/ from home, in every path and in agent.image; see [Agent.Env] for the agent's
 // variables. Nothing is filled in in agent.command, where a shell's own ${x} may stand. Errors wrap [ErrInvalid].
 //
@@ -22,7 +22,7 @@ func ParseManifest(b []byte, path string, env func(string) (string, bool), home 
 	if err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", path, err)
 	}
-	p := manifestParser{strictDecoder: strictDecoder{filepath.Base(abs)}, m: DefaultManifest(), dir: filepath.Dir(abs), env: env, home: home}
+	p := manifestParser{strictDecoder: strictDecoder{path}, m: DefaultManifest(), dir: filepath.Dir(abs), env: env, home: home}
 	if p.root, err = p.document(b); err != nil {
 		return nil, err
 	}
