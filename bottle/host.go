@@ -94,10 +94,13 @@ func ParseHost(s string) (Host, error) {
 func ParsePattern(s string) (Host, error) {
 	rest, wild := strings.CutPrefix(s, "*.")
 	h, err := ParseHost(rest)
-	if err != nil {
-		if wild || strings.Contains(s, "*") {
-			return "", fmt.Errorf("host pattern %q: a wildcard is a whole first label, as in *.example.com: %w", clip(s, 80), err)
-		}
+	switch {
+	case err == nil:
+	case strings.Contains(rest, "*"), wild && rest == "":
+		return "", invalidError(fmt.Sprintf("host pattern %q: a wildcard is a whole first label, with a name below it, as in *.example.com", clip(s, 80)))
+	case wild:
+		return "", fmt.Errorf("host pattern %q: %w", clip(s, 80), err)
+	default:
 		return "", err
 	}
 	if h == ReservedDomain || strings.HasSuffix(string(h), "."+ReservedDomain) {

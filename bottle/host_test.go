@@ -148,6 +148,9 @@ func TestParsePattern(t *testing.T) {
 			if err != nil && !errors.Is(err, bottle.ErrInvalid) {
 				t.Errorf("%v does not wrap ErrInvalid", err)
 			}
+			if strings.Contains(tt.in, "*") && err != nil && strings.Count(err.Error(), "host ") > 1 && !strings.HasPrefix(tt.in, "*.") {
+				t.Errorf("said twice: %v", err)
+			}
 		})
 	}
 }
