@@ -91,16 +91,16 @@ func (o Offer) Encode() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// offerFile is what the editor has open.
+const offerFile = "offer.yaml"
+
 // DecodeOffer reads an edited text, strictly. ok is false if nothing is left in it.
 func DecodeOffer(b []byte) (o Offer, ok bool, err error) {
-	dec := yaml.NewDecoder(bytes.NewReader(b))
-	dec.KnownFields(true)
-	err = dec.Decode(&o)
-	if errors.Is(err, io.EOF) {
+	if errors.Is(yaml.NewDecoder(bytes.NewReader(b)).Decode(&yaml.Node{}), io.EOF) {
 		return Offer{}, false, nil
 	}
-	if err != nil {
-		return Offer{}, false, fmt.Errorf("%s: %w", strings.ReplaceAll(err.Error(), "\n", " "), bottle.ErrInvalid)
+	if err := bottle.DecodeYAML(offerFile, b, &o); err != nil {
+		return Offer{}, false, err
 	}
 	canon, err := bottle.Ask{Add: o.Add, Remove: o.Remove, Credential: o.Credential, Reason: "-"}.Canonical()
 	if err != nil {

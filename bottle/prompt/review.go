@@ -180,7 +180,7 @@ func (c *Console) edit(ctx context.Context, o Offer) (Offer, bool, error) {
 		return Offer{}, false, err
 	}
 	for {
-		if text, err = editFile(ctx, c.editor, "offer.yaml", text, c.tty != nil); err != nil {
+		if text, err = editFile(ctx, c.editor, offerFile, text, c.tty != nil); err != nil {
 			return Offer{}, false, err
 		}
 		edited, ok, err := DecodeOffer(text)

@@ -344,7 +344,15 @@ func TestOfferKeepsTheAgentsWordsFromTheEditorsModelines(t *testing.T) {
 	if _, ok, err := prompt.DecodeOffer([]byte("# nothing\n")); ok || err != nil {
 		t.Errorf("an empty text: %v %v", ok, err)
 	}
-	if _, _, err := prompt.DecodeOffer([]byte("add: []\nduratoin: 5m\n")); err == nil {
-		t.Error("a misspelt key was taken")
+	for text, want := range map[string]string{
+		"add: []\nduratoin: 5m\n":                       `offer.yaml:2: unknown key "duratoin"; did you mean "duration"?`,
+		"add: []\nduration: 5m\nnotes: x\n":             `offer.yaml:3: unknown key "notes"; did you mean "note"?`,
+		"add:\n# - host: a.example.com\nduration: 5m\n": "offer.yaml:1: add has no value",
+		"add: [\n":               "offer.yaml:1: not YAML",
+		"add: []\nduration: x\n": `offer.yaml:2: duration: duration "x"`,
+	} {
+		if _, _, err := prompt.DecodeOffer([]byte(text)); !errors.Is(err, bottle.ErrInvalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
 	}
 }
