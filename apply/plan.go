@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"bottle/bottle"
@@ -285,8 +286,11 @@ func canonical(in Intent, creds map[string]bottle.Credential) (Intent, error) {
 	}
 	c, ok := creds[in.Credential]
 	if !ok {
-		known := slices.Sorted(maps.Keys(creds))
-		return in, fmt.Errorf("credential: %q is not defined in the manifest, which has %q; deny the request, or grant it without: %w", in.Credential, known, bottle.ErrInvalid)
+		known := "none"
+		if len(creds) > 0 {
+			known = strings.Join(slices.Sorted(maps.Keys(creds)), ", ")
+		}
+		return in, fmt.Errorf("credential: %q is not defined in the manifest, which has %s; deny the request, or grant it without: %w", in.Credential, known, bottle.ErrInvalid)
 	}
 	for _, e := range in.Add {
 		if !c.Allows(e.Host) {
