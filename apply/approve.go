@@ -125,7 +125,7 @@ func (a *Applier) approve(ctx context.Context, id string, in Intent, by bottle.A
 func decidedError(rec *bottle.Record) error {
 	who := ""
 	if rec.Decision != nil {
-		who = ", by " + rec.Decision.By.String()
+		who = ", by " + rec.Decision.By.Who()
 	}
 	return fmt.Errorf("request %s is %s since %s%s: %w", rec.Short, rec.State.Status(), rec.State.Since().Format("2006-01-02T15:04:05Z"), who, bottle.ErrState)
 }

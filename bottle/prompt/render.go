@@ -192,7 +192,7 @@ func (v View) renderProposal(p *printer) {
 func (v View) renderDecision(p *printer) {
 	d := v.Record.Decision
 	p.section("decided")
-	p.line("  by %s at %s", Text(d.By.String()), d.At.Local().Format(time.DateTime))
+	p.line("  by %s at %s", Text(d.By.Who()), d.At.Local().Format(time.DateTime))
 	if len(d.Add)+len(d.Remove) > 0 {
 		renderEntries(p, bottle.Ask{Add: d.Add, Remove: d.Remove, Credential: d.Credential})
 	}

@@ -117,7 +117,7 @@ func (d *Desk) lost(rec *bottle.Record, err error) error {
 	if rec.Decision == nil {
 		return err
 	}
-	return fmt.Errorf("%w (since %s, by %s)", err, rec.State.Since().Format(time.RFC3339), rec.Decision.By)
+	return fmt.Errorf("%w (since %s, by %s)", err, rec.State.Since().Format(time.RFC3339), rec.Decision.By.Who())
 }
 
 // Save makes a record durable, then the answer that the bundle reads. It is for those who

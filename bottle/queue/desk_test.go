@@ -224,7 +224,7 @@ func TestDeny(t *testing.T) {
 		t.Errorf("the agent reads %+v, %v", tk.Answer, err)
 	}
 	err = h.desk.Deny(t.Context(), rec, operator, "")
-	if !errors.Is(err, bottle.ErrState) || !strings.Contains(err.Error(), "1000 operator") {
+	if !errors.Is(err, bottle.ErrState) || !strings.Contains(err.Error(), "by operator") {
 		t.Errorf("twice: %v", err)
 	}
 	h.wantEvents("request-seen r1", "denied r1")
@@ -264,7 +264,7 @@ func TestSave(t *testing.T) {
 	stale := h.find("r1")
 	must(t, approve(t.Context(), h.desk, rec, operator, h.now))
 	other := bottle.Actor{UID: 1001, Name: "other"}
-	if err := approve(t.Context(), h.desk, stale, other, h.now); !errors.Is(err, bottle.ErrState) || !strings.Contains(err.Error(), "1000 operator") {
+	if err := approve(t.Context(), h.desk, stale, other, h.now); !errors.Is(err, bottle.ErrState) || !strings.Contains(err.Error(), "by operator") {
 		t.Errorf("approved twice: %v", err)
 	}
 	// Another attempt that was taken over meanwhile is not lost.

@@ -147,7 +147,7 @@ func (a *app) printFile(f fileJSON) (failed bool) {
 	for _, r := range f.Routes {
 		source := "manifest"
 		if g := r.Grant; g != nil {
-			source = fmt.Sprintf("%s, by %s", prompt.Text(g.Request), prompt.Text(g.By))
+			source = fmt.Sprintf("%s, by %s", prompt.Text(g.Request), prompt.Text(grantor(g.By)))
 			switch {
 			case g.ExpiresAt == nil:
 				source += ", " + g.Duration.Words()
@@ -167,6 +167,14 @@ func (a *app) printFile(f fileJSON) (failed bool) {
 	}
 	_ = w.Flush()
 	return f.Problem != ""
+}
+
+// grantor is who gave a grant, without the number that "1000 operator" begins with.
+func grantor(by string) string {
+	if uid, name, ok := strings.Cut(by, " "); ok && strings.Trim(uid, "0123456789") == "" && name != "" {
+		return name
+	}
+	return by
 }
 
 func (a *app) editCmd(file, short string) *cobra.Command {
