@@ -411,7 +411,7 @@ type demoScreen struct {
 }
 
 func (s demoScreen) Write(p []byte) (int, error) {
-	if l := strings.TrimSpace(string(p)); l != "" {
+	if l := strings.TrimPrefix(strings.TrimSpace(string(p)), "bottle: "); l != "" { // who says it stands before it
 		s.d.print(s.who, "%s", l)
 	}
 	return len(p), nil

@@ -79,7 +79,12 @@ func (d *demoAgent) run(ctx context.Context, bridge string, in io.Reader) error 
 		written <- err
 	}()
 	err := d.script(ctx, bridge, in)
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil: // what was under way has failed by that, and says so in words of its own
+		d.say("is interrupted")
+		err = silentExit(exitFailed)
+	default:
 		d.check(false, "stopped: %v", err)
 	}
 	close(d.events)
