@@ -127,11 +127,11 @@ that show printed for the same options: what is approved is what was shown, or n
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			if digest != "" && !isDigest(digest) {
-				return usagef("--digest %q: give all of it, as bottle show prints it: sha256: and 64 hexadecimal digits", digest)
-			}
 			if edit && digest != "" {
 				return usagef("--edit and --digest: an edited request has a digest of its own; leave --digest out")
+			}
+			if digest != "" && !isDigest(digest) {
+				return usagef("--digest %q: give all of it, as bottle show prints it: sha256: and 64 hexadecimal digits", digest)
 			}
 			c, rec, err := a.find(ctx, args[0])
 			if err != nil {
