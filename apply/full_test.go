@@ -68,33 +68,31 @@ func TestDiskThatIsFull(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			limit := limitFiles(t)
-			armed := false
-			b := newBed(t, bedConfig{adjust: func(c *apply.Config) {
+			b := newBed(t, bedConfig{})
+			rec := b.grant("c.example.com", session)
+			b.applier = b.newApplier(func(c *apply.Config) {
 				quick(c)
 				c.Fault = func(step string) {
-					switch {
-					case !armed:
-					case step == tt.from:
+					switch step {
+					case tt.from:
 						limit(tt.limit)
-					case step == tt.until:
+					case tt.until:
 						limit(-1)
 					}
 				}
-			}})
-			rec := b.grant("c.example.com", session)
+			})
 			if tt.widens {
 				rec = b.ask(bottle.Ask{Add: entries("d.example.com", "e.example.com", "f.example.com", "g.example.com", "h.example.com"), Reason: "x"})
 			}
 			was := [2][]byte{b.read(bottle.RoutesFile), b.read(bottle.PipelockFile)}
-			armed = true
 			var err error
 			if tt.widens {
 				_, err = b.approve(rec, b.intent(rec, session))
 			} else {
 				_, err = b.applier.Revoke(t.Context(), rec.Short, operator)
 			}
-			armed = false
 			limit(-1)
+			b.applier = b.newApplier(nil)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%v", err)
 			}
