@@ -199,7 +199,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	}
 	s.flows.add(f)
 	defer s.forget(f)
-	if n := s.admit(f, ex); n != nil {
+	if n := s.admit(ctx, f, ex); n != nil {
 		s.note(n)
 		n.write(w, accept)
 		return
@@ -222,7 +222,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 
 // admit judges the exchange, spends its grant if it is for one use, finds its credential,
 // and leaves its question in f. See [registry] for the order.
-func (s *Server) admit(f *flow, ex *exchange) *refusal {
+func (s *Server) admit(ctx context.Context, f *flow, ex *exchange) *refusal {
 	claimed := ""
 	for {
 		generation := s.flows.generation.Load()
@@ -240,7 +240,7 @@ func (s *Server) admit(f *flow, ex *exchange) *refusal {
 			return n
 		}
 		if ex.credential != "" {
-			if n := s.takeCredential(ex); n != nil {
+			if n := s.takeCredential(ctx, ex); n != nil {
 				return n
 			}
 		}
@@ -277,7 +277,7 @@ func (s *Server) exchangeQuestion(q allow.Query, claimed, credential string) fun
 
 // takeCredential puts the secret into the exchange. That it may go to this host was
 // checked when the routes were loaded, and is checked again here.
-func (s *Server) takeCredential(ex *exchange) *refusal {
+func (s *Server) takeCredential(ctx context.Context, ex *exchange) *refusal {
 	c, ok := s.keys.credentials[ex.credential]
 	switch {
 	case !ok || !c.Allows(ex.query.Host):
@@ -285,7 +285,7 @@ func (s *Server) takeCredential(ex *exchange) *refusal {
 	case !ex.query.TLS:
 		return ex.refusal(http.StatusForbidden, fmt.Sprintf("credential %s is sent over TLS alone; use https", ex.credential))
 	}
-	if ex.secret = s.keys.get(ex.credential); ex.secret == nil {
+	if ex.secret = s.keys.await(ctx, ex.credential); ex.secret == nil {
 		n := ex.refusal(http.StatusServiceUnavailable, fmt.Sprintf("credential %s has not been handed over; is the keeper running?", ex.credential))
 		n.failure = true
 		return n

@@ -26,18 +26,23 @@ const (
 	maxKeysLine = 1 << 20         // bytes of the one message on the key socket
 	maxToken    = 16 << 10        // bytes of one token
 	keysTimeout = 5 * time.Second // for the whole exchange on the key socket
+	// keysGrace is how long after the start a request waits for its credential, which the keeper
+	// brings within a second: an egress that was restarted refuses nobody for it.
+	keysGrace = 2 * time.Second
 )
 
 // A keyring holds the operator's tokens, in memory alone.
 type keyring struct {
 	credentials map[string]bottle.Credential
+	grace       time.Time // when requests no longer wait
 
-	mu   sync.RWMutex
-	held map[string]*held
+	mu    sync.RWMutex
+	held  map[string]*held
+	added chan struct{} // closed, and another made, by a handover
 }
 
 func newKeyring(credentials map[string]bottle.Credential) *keyring {
-	return &keyring{credentials: credentials, held: map[string]*held{}}
+	return &keyring{credentials: credentials, grace: time.Now().Add(keysGrace), held: map[string]*held{}, added: make(chan struct{})}
 }
 
 // get returns what is held of a credential, nil if it was not handed over.
@@ -45,6 +50,30 @@ func (k *keyring) get(name string) *held {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	return k.held[name]
+}
+
+// await is get, but within keysGrace of the start it waits for the handover.
+func (k *keyring) await(ctx context.Context, name string) *held {
+	if h := k.get(name); h != nil {
+		return h
+	}
+	late := time.NewTimer(time.Until(k.grace))
+	defer late.Stop()
+	for {
+		k.mu.RLock()
+		h, added := k.held[name], k.added
+		k.mu.RUnlock()
+		if h != nil {
+			return h
+		}
+		select {
+		case <-added:
+		case <-late.C:
+			return k.get(name)
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // hide returns text without anything secret that is held.
@@ -103,6 +132,8 @@ func (k *keyring) add(tokens map[string]string) error {
 		}
 	}
 	maps.Copy(k.held, fresh)
+	close(k.added)
+	k.added = make(chan struct{})
 	return nil
 }
 
