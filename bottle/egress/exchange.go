@@ -343,8 +343,11 @@ func (s *Server) modify(res *http.Response) error {
 	if layer := res.Header.Get(layerHeader); !ex.query.TLS && layer == layerPipelock && res.StatusCode >= 400 {
 		return &hopError{status: res.StatusCode, reason: hopReason(res)}
 	}
-	res.Header.Del(layerHeader) // an upstream can't speak for us
-	res.Header.Del("Alt-Svc")   // nor send the agent another way
+	withoutOurs(res.Header)
+	if res.ContentLength < 0 || res.ProtoMajor == 2 {
+		withoutOurs(res.Trailer) // what is announced
+		atClose(res, func() { withoutOurs(res.Trailer) })
+	}
 	if ex.credential != "" {
 		redact(res, ex.secret)
 	}
@@ -363,6 +366,13 @@ func (s *Server) modify(res *http.Response) error {
 		res.Header.Set("Connection", "close")
 	}
 	return nil
+}
+
+// withoutOurs takes out by which an upstream would speak for egress, or send the agent another
+// way.
+func withoutOurs(h http.Header) {
+	h.Del(layerHeader)
+	h.Del("Alt-Svc")
 }
 
 // fail answers for an exchange that did not get a response, or not one to pass on.

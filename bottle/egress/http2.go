@@ -3,6 +3,7 @@ package egress
 import (
 	"io"
 	"net/http"
+	"net/textproto"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,6 +65,18 @@ func malformed(r *http.Request) string {
 	}
 	if !strings.HasPrefix(r.RequestURI, "/") && (r.RequestURI != "*" || r.Method != http.MethodOptions) {
 		return ":path does not begin with a slash"
+	}
+	for _, name := range names(r) {
+		if !httpguts.ValidHostHeader(name) {
+			return ":authority or Host is none"
+		}
+	}
+	for name, values := range r.Header {
+		for _, v := range values {
+			if v != textproto.TrimString(v) { // RFC 9113 section 8.2.1
+				return printable(name, 100) + " begins or ends with a space"
+			}
+		}
 	}
 	if lengths := r.Header["Content-Length"]; len(lengths) > 0 {
 		n, err := strconv.ParseInt(lengths[0], 10, 64)

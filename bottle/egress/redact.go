@@ -27,6 +27,7 @@ func redactOne(res *http.Response, token string) {
 		return
 	}
 	redactFields(res.Header, token)
+	redactFields(res.Trailer, token) // whose names are announced
 	if res.StatusCode != http.StatusSwitchingProtocols && res.Body != nil && res.Body != http.NoBody {
 		// The trailer is filled in when the body is at its end, and passed on after that.
 		res.Body = &redactor{body: res.Body, token: []byte(token), atEnd: func() { redactFields(res.Trailer, token) }}
@@ -34,7 +35,11 @@ func redactOne(res *http.Response, token string) {
 }
 
 func redactFields(h http.Header, token string) {
-	for _, values := range h {
+	for name, values := range h {
+		if strings.Contains(strings.ToLower(name), strings.ToLower(token)) { // which is as HTTP/2 writes it
+			delete(h, name)
+			continue
+		}
 		for i, v := range values {
 			values[i] = strings.ReplaceAll(v, token, strings.Repeat("*", len(token)))
 		}
