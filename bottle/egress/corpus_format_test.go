@@ -29,6 +29,12 @@ type hostileCase struct {
 	present     []string            // in it
 	hangUp      bool
 	vars        []string // {x} and {y} of an expanded case, as for [strings.NewReplacer]
+
+	// Of those in testdata/corpus/http2.
+	variant   int // which of its family it is
+	noPreface bool
+	early     bool // the upstream answers at the request's head
+	falls     bool // the stream beside the case's own may come to harm
 }
 
 // A corpusStep is something sent or something awaited.
@@ -45,6 +51,7 @@ type corpusStep struct {
 	bytes    bool   // of whatever kind must come
 	whatever bool   // comes back, up to the end
 	any      bool   // of the status hundred will do
+	streams  string // of a case in frames: the line as it is
 	kind     stepKind
 }
 
@@ -57,9 +64,9 @@ const (
 	stepWant
 )
 
-func readCorpus(t testing.TB) []*hostileCase {
+func readCorpus(t testing.TB, dir string) []*hostileCase {
 	t.Helper()
-	files, err := filepath.Glob("testdata/corpus/*.txt")
+	files, err := filepath.Glob(filepath.Join("testdata/corpus", dir, "*.txt"))
 	if err != nil || len(files) == 0 {
 		t.Fatal("no corpus", err)
 	}
@@ -96,8 +103,9 @@ func parseCorpus(class, text string) ([]*hostileCase, error) {
 		if len(xs) == 0 {
 			all = append(all, c)
 		}
-		for _, x := range xs {
+		for i, x := range xs {
 			one := *c
+			one.variant = i
 			in, out, _ := strings.Cut(x, " => ")
 			one.vars, one.name = []string{"{x}", in, "{y}", out}, c.name+"/"+in
 			all = append(all, &one)
@@ -148,6 +156,12 @@ func parseCorpus(class, text string) ([]*hostileCase, error) {
 			c.present = append(c.present, value)
 		case "end":
 			c.hangUp = value == "hang up"
+		case "preface":
+			c.noPreface = value == "none"
+		case "answer":
+			c.early = value == "at the head"
+		case "beside":
+			c.falls = value == "may fall"
 		case "tls":
 			c.steps = append(c.steps, corpusStep{mode: mode, kind: stepTLS, tls: &value})
 		case "hello":
@@ -164,6 +178,11 @@ func parseCorpus(class, text string) ([]*hostileCase, error) {
 			}
 		case "want":
 			s := corpusStep{mode: mode, kind: stepWant}
+			if c.inFrames() {
+				s.streams = value
+				c.steps = append(c.steps, s)
+				continue
+			}
 			if s.bytes = value == "bytes"; s.bytes {
 				c.steps = append(c.steps, s)
 				continue
@@ -196,6 +215,11 @@ func parseCorpus(class, text string) ([]*hostileCase, error) {
 	return all, finish()
 }
 
+// inFrames reports whether what the case sends are frames of HTTP/2.
+func (c *hostileCase) inFrames() bool {
+	return slices.Contains(c.modes, "h2") || slices.Contains(c.modes, "h1")
+}
+
 // bytes takes a line of what is sent or answered: "> a line", which ends in CR LF, or
 // ">> bytes", which end as they do.
 func (c *hostileCase) bytes(kind byte, rest string) {
@@ -216,24 +240,33 @@ func (c *hostileCase) bytes(kind byte, rest string) {
 }
 
 var (
-	repeats = regexp.MustCompile(`\{(\d+)\*([^}]*)\}`)
+	repeats = regexp.MustCompile(`\{(\d+)\*([^{}]*)\}`)
 	escapes = regexp.MustCompile(`\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)`)
 )
 
 // expand fills in the case's variables, then {N*text}, then escapes: \r \n \t \0 \\ \xHH \uHHHH.
-func (c *hostileCase) expand(s string, vars ...string) string {
+func (c *hostileCase) expand(s string, vars ...string) string { return unescape(c.fill(s, vars...)) }
+
+func (c *hostileCase) fill(s string, vars ...string) string {
 	if len(c.vars) > 0 {
 		s = strings.NewReplacer(c.vars...).Replace(s)
 	}
 	s = strings.NewReplacer(vars...).Replace(s)
-	s = repeats.ReplaceAllStringFunc(s, func(m string) string {
+	all := func(m string) string {
 		p := repeats.FindStringSubmatch(m)
 		n, err := strconv.Atoi(p[1])
 		if err != nil {
 			return m
 		}
 		return strings.Repeat(p[2], n)
-	})
+	}
+	for repeats.MatchString(s) { // from the inside
+		s = repeats.ReplaceAllStringFunc(s, all)
+	}
+	return s
+}
+
+func unescape(s string) string {
 	return escapes.ReplaceAllStringFunc(s, func(m string) string {
 		switch m[1] {
 		case 'r':

@@ -3,6 +3,7 @@ package egress_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -23,17 +24,8 @@ import (
 // everything through, so that nothing but egress can have stopped it, and again with the
 // built-in gate behind; those of mode gate run through the gate alone.
 func TestCorpus(t *testing.T) {
-	all := readCorpus(t)
-	var mu sync.Mutex
-	cases, runs := map[string]map[string]bool{}, map[string]int{}
-	t.Cleanup(func() {
-		total, ran := 0, 0
-		for _, class := range slices.Sorted(mapKeys(cases)) {
-			t.Logf("%-12s %4d cases %5d runs", class, len(cases[class]), runs[class])
-			total, ran = total+len(cases[class]), ran+runs[class]
-		}
-		t.Logf("%-12s %4d cases %5d runs", "all", total, ran)
-	})
+	all := readCorpus(t, "")
+	counts := newCorpusCounts(t)
 	for _, hop := range []string{"stand-in", "gate"} {
 		t.Run(hop, func(t *testing.T) {
 			t.Parallel()
@@ -43,19 +35,43 @@ func TestCorpus(t *testing.T) {
 					if !c.runs(mode, hop) {
 						continue
 					}
-					mu.Lock()
-					if cases[c.class] == nil {
-						cases[c.class] = map[string]bool{}
-					}
-					cases[c.class][c.name] = true
-					runs[c.class]++
-					mu.Unlock()
+					counts.add(c)
 					t.Run(c.class+"/"+c.name+"/"+mode, func(t *testing.T) { w.run(t, c, mode) })
 				}
 			}
 			w.leaks(t)
 		})
 	}
+}
+
+// corpusCounts are logged at a test's end.
+type corpusCounts struct {
+	mu    sync.Mutex
+	cases map[string]map[string]bool // by class
+	runs  map[string]int
+}
+
+func newCorpusCounts(t *testing.T) *corpusCounts {
+	n := &corpusCounts{cases: map[string]map[string]bool{}, runs: map[string]int{}}
+	t.Cleanup(func() {
+		total, ran := 0, 0
+		for _, class := range slices.Sorted(mapKeys(n.cases)) {
+			t.Logf("%-12s %4d cases %5d runs", class, len(n.cases[class]), n.runs[class])
+			total, ran = total+len(n.cases[class]), ran+n.runs[class]
+		}
+		t.Logf("%-12s %4d cases %5d runs", "all", total, ran)
+	})
+	return n
+}
+
+func (n *corpusCounts) add(c *hostileCase) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cases[c.class] == nil {
+		n.cases[c.class] = map[string]bool{}
+	}
+	n.cases[c.class][c.name] = true
+	n.runs[c.class]++
 }
 
 func mapKeys[V any](m map[string]V) func(func(string) bool) {
@@ -97,6 +113,9 @@ type corpusWorld struct {
 	// connections that were dialled and then not needed, which net/http keeps.
 	begun   []string
 	reached map[string]bool // hosts
+	// Of cases in frames.
+	tags     int // given
+	sessions tls.ClientSessionCache
 }
 
 func newCorpusWorld(t testing.TB, hop string) *corpusWorld {
@@ -110,7 +129,7 @@ func newCorpusWorld(t testing.TB, hop string) *corpusWorld {
 		t.Fatal(err)
 	}
 	routes := doc.Routes()
-	c := &corpusWorld{reached: map[string]bool{}}
+	c := &corpusWorld{reached: map[string]bool{}, sessions: tls.NewLRUClientSessionCache(32)}
 	c.world = newWorld(t, nil, withCredentials(corpusCredentials()), func(cfg *egress.Config) {
 		ca := newTestCA(t)
 		cfg.UpstreamCA = ca.pem

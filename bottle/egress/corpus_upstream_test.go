@@ -30,6 +30,9 @@ type recorder struct {
 	mu        sync.Mutex
 	conns     []*recorded
 	reply     func(request []byte) []byte
+	tag       string
+	h2, early bool // speaks HTTP/2; answers at a request's head
+	reply2    func(*seenStream) []rawFrame
 	dns       map[string][]netip.Addr // of the case
 	addrs     map[string]netip.Addr   // of every name that was ever resolved
 	listeners []net.Listener
@@ -49,6 +52,9 @@ type recorded struct {
 	stream []byte // after that
 	// answered is how many of the requests in raw are.
 	answered int
+	frames   *seenFrames // by HTTP/2
+	used     bool        // something came by it, ever
+	tag      string      // of the case that asks; see [recorder.beginFrames]
 }
 
 func newRecorder(t testing.TB, ca *testCA) *recorder {
@@ -186,23 +192,35 @@ func (r *recorder) serve(conn, socket net.Conn, host string, port int) {
 		return
 	}
 	conn = &readConn{conn, br}
-	scheme, own := "http", 80
+	scheme, own, h2 := "http", 80, false
 	if first[0] == 0x16 {
 		scheme, own = "https", 443
-		inner := tls.Server(conn, &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.cert(host), nil }})
+		r.mu.Lock()
+		var protos []string
+		if r.h2 {
+			protos = []string{"h2", "http/1.1"}
+		}
+		r.mu.Unlock()
+		config := &tls.Config{NextProtos: protos, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return r.cert(host), nil }}
+		config.SetSessionTicketKeys([][32]byte{{1}}) // as one server would: to resume costs less
+		inner := tls.Server(conn, config)
 		if inner.Handshake() != nil { //nolint:noctx // the socket is closed at the end
 			return
 		}
 		r.mu.Lock()
 		rec.end = func() { _ = inner.CloseWrite(); _ = socket.(*net.TCPConn).CloseWrite() } //nolint:errcheck // it is one
 		r.mu.Unlock()
-		conn = inner
+		conn, h2 = inner, inner.ConnectionState().NegotiatedProtocol == "h2"
 	}
 	r.mu.Lock()
 	if rec.scheme = scheme; host != "" && port != own && port != r.port {
 		rec.host += ":" + strconv.Itoa(port)
 	}
 	r.mu.Unlock()
+	if h2 {
+		r.record2(rec, conn)
+		return
+	}
 	r.record(rec, conn)
 }
 
@@ -211,6 +229,7 @@ func (r *recorder) record(rec *recorded, conn net.Conn) {
 	for {
 		n, err := conn.Read(buf)
 		r.mu.Lock()
+		rec.used = rec.used || n > 0
 		switch {
 		case rec.stream != nil:
 			rec.stream = append(rec.stream, buf[:n]...)
@@ -266,12 +285,37 @@ func (r *recorder) begin(dns map[string][]netip.Addr, reply func([]byte) []byte)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.dns, r.reply = dns, reply
+	r.forget()
+}
+
+// beginFrames is called before a case in frames. Its requests have the tag in a field
+// ([tagField]): those of others are late ones of the cases before, whose connection ended
+// while egress carried them out.
+func (r *recorder) beginFrames(tag string, early bool, reply func([]byte) []byte, reply2 func(*seenStream) []rawFrame) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tag, r.early, r.reply, r.reply2 = tag, early, reply, reply2
+	r.forget()
+}
+
+// speak says whether the upstreams speak HTTP/2.
+func (r *recorder) speak(h2 bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.h2 = h2
+}
+
+// forget drops what the cases before were for. The caller holds the lock.
+func (r *recorder) forget() {
 	r.conns = slices.DeleteFunc(r.conns, func(c *recorded) bool {
 		select {
 		case <-c.done:
 			return true
 		default: // made after the end of its case, and still to be used
 			c.raw, c.answered = nil, 0
+			if c.frames != nil {
+				c.frames.streams, c.frames.wrong = nil, nil
+			}
 			return false
 		}
 	})
@@ -280,11 +324,20 @@ func (r *recorder) begin(dns map[string][]netip.Addr, reply func([]byte) []byte)
 // finish ends all connections, waits until each has read all that was ever sent to it, and
 // returns them.
 func (r *recorder) finish(t testing.TB) []*recorded {
+	over := make(chan struct{})
+	close(over)
 	r.mu.Lock()
+	var conns []*recorded
 	for _, c := range r.conns {
+		if r.tag != "" && !c.used {
+			// egress keeps it for later, as net/http does with one that ended unused.
+			conns = append(conns, &recorded{conn: c.conn, done: over, host: c.host, scheme: c.scheme})
+			continue
+		}
 		c.end()
+		c.tag = r.tag
+		conns = append(conns, c)
 	}
-	conns := r.conns
 	r.mu.Unlock()
 	patience := time.After(10 * time.Second)
 	for _, c := range conns {
@@ -303,11 +356,19 @@ func (c *recorded) lines(tokens map[string]string) (lines []string, raw string) 
 	if c.host == "" && len(c.raw) == 0 {
 		return nil, "" // to the next hop, and never used
 	}
+	if c.frames != nil {
+		return c.frames.lines(c, tokens)
+	}
 	reqs, wrong := judge(c.raw)
 	if len(reqs) == 0 {
 		return []string{"dial " + c.host}, ""
 	}
+	raw = string(c.raw) + string(c.stream)
 	for _, q := range reqs {
+		if tag := tagOf(string(q.head)); c.tag != "" && tag != "" && tag != c.tag {
+			raw = strings.Replace(raw, string(q.head), "", 1)
+			continue
+		}
 		host, target := c.host, q.target
 		if rest, ok := strings.CutPrefix(target, "http://"); ok && host == "" {
 			host, target, _ = strings.Cut(rest, "/")
@@ -317,18 +378,7 @@ func (c *recorded) lines(tokens map[string]string) (lines []string, raw string) 
 		if len(q.hosts) != 1 || q.hosts[0] != host && strings.TrimSuffix(q.hosts[0], ":"+portOf(c.conn)) != host {
 			s += fmt.Sprintf(" Host=%q", q.hosts)
 		}
-		if len(q.body) > 0 {
-			s += " " + strconv.QuoteToASCII(clipped(string(q.body)))
-		}
-		if !q.whole {
-			s += " unfinished"
-		}
-		for name, token := range tokens {
-			if strings.Contains(string(q.head)+string(q.body), token) {
-				s += " +" + name
-			}
-		}
-		lines = append(lines, s)
+		lines = append(lines, s+rest(q.body, q.whole, string(q.head)+string(q.body), tokens))
 	}
 	for _, w := range wrong {
 		lines = append(lines, "WRONG "+w)
@@ -336,7 +386,32 @@ func (c *recorded) lines(tokens map[string]string) (lines []string, raw string) 
 	if len(c.stream) > 0 {
 		lines = append(lines, "stream "+strconv.QuoteToASCII(string(c.stream)))
 	}
-	return lines, string(c.raw) + string(c.stream)
+	return lines, raw
+}
+
+// tagField is the field with a case's tag.
+const tagField = "x-case"
+
+func tagOf(head string) string {
+	_, rest, _ := strings.Cut(strings.ToLower(head), tagField+": ")
+	tag, _, _ := strings.Cut(rest, "\r\n")
+	return tag
+}
+
+// rest is the end of a request's line: its body, whether it ended, and its tokens.
+func rest(body []byte, whole bool, text string, tokens map[string]string) (s string) {
+	if len(body) > 0 {
+		s = " " + strconv.QuoteToASCII(clipped(string(body)))
+	}
+	if !whole {
+		s += " unfinished"
+	}
+	for name, token := range tokens {
+		if strings.Contains(text, token) {
+			s += " +" + name
+		}
+	}
+	return s
 }
 
 func clipped(s string) string {

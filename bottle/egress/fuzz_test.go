@@ -23,7 +23,7 @@ import (
 func FuzzRequestPath(f *testing.F) {
 	w := newCorpusWorld(f, "stand-in")
 	hosts := []string{"", "api.example.com", "open.example.com", "cred.example.com", "keyed.example.com", "header.example.com", "evil.test"}
-	for _, c := range readCorpus(f) {
+	for _, c := range readCorpus(f, "") {
 		for tunnel := range 2 {
 			if b := c.seed(c.host, "80", tunnel); len(b) > 0 && len(b) < 4096 {
 				f.Add(uint8(tunnel*max(1, slices.Index(hosts, c.host))), b)
@@ -66,7 +66,7 @@ func FuzzRequestPath(f *testing.F) {
 // what is no tunnel comes out in the one form.
 func FuzzGate(f *testing.F) {
 	w := newCorpusWorld(f, "gate")
-	for _, c := range readCorpus(f) {
+	for _, c := range readCorpus(f, "") {
 		if b := c.seed(c.host, fmt.Sprint(w.rec.port), 0); len(b) > 0 && len(b) < 4096 {
 			f.Add(b)
 		}
