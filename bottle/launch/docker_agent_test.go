@@ -20,6 +20,7 @@ import (
 )
 
 func TestDockerAgent(t *testing.T) {
+	t.Parallel()
 	d := engine(t)
 	if d == nil {
 		return

@@ -23,6 +23,7 @@ import (
 
 // From inside the agent's container there is one way out: egress.
 func TestDockerAgentsNetwork(t *testing.T) {
+	t.Parallel()
 	d := engine(t)
 	if d == nil {
 		return
@@ -132,6 +133,7 @@ func TestDockerAgentsNetwork(t *testing.T) {
 
 // What the kernel gives to the agent's processes, and to the bundle's.
 func TestDockerAgentsRights(t *testing.T) {
+	t.Parallel()
 	d := engine(t)
 	if d == nil {
 		return

@@ -111,6 +111,7 @@ func pids(t *testing.T, d *dock, id string) int64 {
 // The metadata address of clouds, which gives credentials to whoever asks, is nobody's for an agent: not by TCP, UDP or
 // ICMP, and not through egress, even where a route would have it.
 func TestDockerAgentsMetadataAddress(t *testing.T) {
+	t.Parallel()
 	d := engine(t)
 	if d == nil {
 		return

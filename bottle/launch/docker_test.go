@@ -14,6 +14,7 @@ import (
 )
 
 func TestDockerBundle(t *testing.T) {
+	t.Parallel()
 	d := engine(t)
 	if d == nil {
 		return

@@ -280,6 +280,7 @@ func TestSandboxLimits(t *testing.T) {
 // A root's sandboxes and those of an ordinary user rest on different things. So as root all of this
 // is run once more, by somebody who is nobody else.
 func TestAsOrdinaryUser(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Log("not root: the other tests are it")
 		return
