@@ -61,10 +61,10 @@ func (g *Gate) adopt() (stop func()) {
 // takeOver carries on with a tunnel from another gate, if the table in force here allows it.
 func (g *Gate) takeOver(t *tunnel) {
 	ctx, end, why := g.admit(context.Background(), t.host, t.port)
-	if why != "" {
+	if why != nil {
 		t.cut(errForbidden)
 		g.counters.cut.Add(1)
-		g.chatter.Warn("a tunnel that was handed over is cut", "host", t.host, "port", t.port, "reason", why)
+		g.chatter.Warn("a tunnel that was handed over is cut", "host", t.host, "port", t.port, "reason", why.Reason)
 		return
 	}
 	g.counters.adopted.Add(1)

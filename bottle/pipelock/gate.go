@@ -18,20 +18,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bottle/bottle"
 	"bottle/bottle/throttle"
-)
-
-// Limits of the gate. Its only client is egress, but a hijacked one must not exhaust it.
-const (
-	headerTimeout  = 10 * time.Second // to read a request's header
-	resolveTimeout = 10 * time.Second
-	dialTimeout    = 10 * time.Second // for all addresses of a name together
-	idleTimeout    = 90 * time.Second // of kept connections, on both sides
-	tidyEvery      = 5 * time.Second  // see tidier
-	maxHeader      = 64 << 10
-	maxFlows       = 16 << 10 // tunnels and plain requests at once
-	drainTimeout   = 800 * time.Millisecond
 )
 
 // A Resolver finds the addresses of a name; [net.Resolver] is one.
@@ -79,6 +69,7 @@ type Gate struct {
 	mu       sync.Mutex
 	table    *table
 	flows    map[*flow]struct{}
+	most     int // flows at once
 	stopping bool
 	running  sync.WaitGroup // one for each flow
 
@@ -136,8 +127,13 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	if cfg.Resolver == nil {
 		cfg.Resolver = net.DefaultResolver
 	}
+	var nofile unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &nofile); err != nil {
+		return nil, fmt.Errorf("pipelock gate: how many descriptors there may be: %w", err)
+	}
 	g := &Gate{
 		cfg:      cfg,
+		most:     flowsFor(nofile.Cur),
 		log:      cfg.Logger,
 		chatter:  slog.New(throttle.New(cfg.Logger.Handler())),
 		instance: rand.Text(),
@@ -372,17 +368,18 @@ func (g *Gate) stop(srv *http.Server) {
 
 // admit registers a flow if the table in force allows it. The caller calls end when it is
 // over. ctx ends when the flow is to be cut; its cause says why.
-func (g *Gate) admit(parent context.Context, host bottle.Host, port int) (ctx context.Context, end func(), why string) {
+func (g *Gate) admit(parent context.Context, host bottle.Host, port int) (ctx context.Context, end func(), why *refusal) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case g.stopping:
-		return nil, nil, errStopping.Error()
-	case len(g.flows) >= maxFlows:
-		return nil, nil, fmt.Sprintf("%d connections are open, the most that the gate takes", maxFlows)
+		return nil, nil, &refusal{Host: string(host), Port: port, Reason: errStopping.Error(), code: http.StatusServiceUnavailable}
+	case len(g.flows) >= g.most:
+		reason := fmt.Sprintf("%d connections are open, the most that the gate takes", g.most)
+		return nil, nil, &refusal{Host: string(host), Port: port, Reason: reason, code: http.StatusServiceUnavailable}
 	}
 	if why := g.table.refuses(host, port); why != "" {
-		return nil, nil, why
+		return nil, nil, &refusal{Host: string(host), Port: port, Reason: why, code: http.StatusForbidden}
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	f := &flow{host: host, port: port, cancel: cancel}
@@ -394,5 +391,5 @@ func (g *Gate) admit(parent context.Context, host bottle.Host, port int) (ctx co
 		g.mu.Unlock()
 		cancel(nil)
 		g.running.Done()
-	}, ""
+	}, nil
 }

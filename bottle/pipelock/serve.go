@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bottle/bottle"
 )
 
@@ -52,8 +54,8 @@ func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
 	// Not the request's own context: that ends when the client closes its side, and a client
 	// may do so at once, with all that it has to say in the same packet.
 	ctx, end, why := g.admit(context.WithoutCancel(r.Context()), host, port)
-	if why != "" {
-		g.refuse(w, http.StatusForbidden, refusal{Host: string(host), Port: port, Reason: why})
+	if why != nil {
+		g.refuse(w, why.code, *why)
 		return
 	}
 	defer end()
@@ -111,8 +113,8 @@ func (g *Gate) plainHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx, end, why := g.admit(r.Context(), host, port)
-	if why != "" {
-		g.refuse(w, http.StatusForbidden, refusal{Host: string(host), Port: port, Reason: why})
+	if why != nil {
+		g.refuse(w, why.code, *why)
 		return
 	}
 	defer end()
@@ -123,11 +125,12 @@ func (g *Gate) plainHTTP(w http.ResponseWriter, r *http.Request) {
 // hop-by-hop headers (RFC 9110, 7.6.1), flushes streams and passes upgrades on.
 func (g *Gate) newForward() {
 	g.plain = &http.Transport{
-		Proxy:                 nil, // never around this process, whatever the environment says
-		DisableCompression:    true,
-		MaxIdleConns:          100,
-		IdleConnTimeout:       idleTimeout,
-		ResponseHeaderTimeout: 0, // an upstream may think as long as it likes; the client decides
+		Proxy:                  nil, // never around this process, whatever the environment says
+		DisableCompression:     true,
+		MaxIdleConns:           100,
+		IdleConnTimeout:        idleTimeout,
+		MaxResponseHeaderBytes: maxResponseHeader,
+		ResponseHeaderTimeout:  0, // an upstream may think as long as it likes; the client decides
 		// The key of a pooled connection is host:port, and both came through admit.
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			host, port, err := splitTarget(addr, "")
@@ -214,13 +217,17 @@ type refusal struct {
 	Host   string `json:"host"`
 	Port   int    `json:"port,omitempty"`
 	Reason string `json:"reason"`
+	code   int    // to answer with, if it is not said otherwise
 }
 
 // dialFailed tells a name that leads where it must not (403) from one that leads nowhere
-// (502), and from a flow that was cut before it was connected.
+// (502) or did not answer (504), from a gate that has no descriptors left (503), and from a flow that was cut before it was connected.
 func (g *Gate) dialFailed(ctx context.Context, w http.ResponseWriter, host bottle.Host, port int, err error) {
 	v := refusal{Host: string(host), Port: port, Reason: err.Error()}
-	var forbidden *forbiddenError
+	var (
+		forbidden *forbiddenError
+		timeout   interface{ Timeout() bool }
+	)
 	switch cause := context.Cause(ctx); {
 	case errors.As(err, &forbidden), errors.Is(cause, errForbidden):
 		if errors.Is(cause, errForbidden) {
@@ -230,7 +237,15 @@ func (g *Gate) dialFailed(ctx context.Context, w http.ResponseWriter, host bottl
 	case errors.Is(cause, errStopping):
 		v.Reason = errStopping.Error()
 		g.refuse(w, http.StatusServiceUnavailable, v)
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		v.Reason = "the gate has no descriptors left to connect with; close some connections and try again"
+		g.refuse(w, http.StatusServiceUnavailable, v)
+	case errors.As(err, &timeout) && timeout.Timeout():
+		g.refuse(w, http.StatusGatewayTimeout, v)
 	default:
+		if op := (*net.OpError)(nil); errors.As(err, &op) && op.Op != "dial" {
+			v.Reason = "its answer: " + op.Err.Error() // without the addresses, of which the gate's is nobody's business
+		}
 		g.refuse(w, http.StatusBadGateway, v)
 	}
 }
