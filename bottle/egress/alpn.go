@@ -16,15 +16,10 @@ const (
 )
 
 const (
-	// learnTimeout is how long an agent's handshake waits to learn what the upstream speaks.
-	learnTimeout = 5 * time.Second
 	// spokenLife is how long an upstream is taken to speak what it spoke last, and
 	// maxSpoken of how many that is remembered.
 	spokenLife = 5 * time.Minute
 	maxSpoken  = 1024
-	// firstLife is how long a connection that was made to learn the protocol waits for the
-	// tunnel's first request.
-	firstLife = 15 * time.Second
 )
 
 // answerProtocol is what the agent is offered in return for its offer: what the upstream

@@ -51,6 +51,8 @@ type Config struct {
 	Settled func()
 	Logger  *slog.Logger     // required; no secret is logged
 	Now     func() time.Time // nil means time.Now
+
+	limits limits
 }
 
 // check returns what the config lacks.

@@ -216,6 +216,11 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, to authority, tls
 	if !ex.h2 && httpguts.HeaderValuesContainsToken(r.Header["Expect"], "100-continue") && r.Body != http.NoBody {
 		out.Body = &wanted{out.Body, sync.OnceFunc(answer.goOn)}
 	}
+	defer func() {
+		if !whole && context.Cause(ctx) == nil {
+			answer.flushCut()
+		}
+	}()
 	s.proxy.ServeHTTP(answer, out)
 	whole = true // else it panics
 }

@@ -75,12 +75,24 @@ func (ex *exchange) failed(err error) *refusal {
 	case errors.As(err, &hop) && hop.status == http.StatusProxyAuthRequired:
 		n.layer = layerPipelock
 		n.reason = "pipelock does not know this egress: they were started with different secrets; stop and start the bottle"
+	case exhausted(err):
+		n.status, n.layer = http.StatusServiceUnavailable, layerEgress
+		n.reason = "egress has no descriptors left to connect with; close some connections and try again"
+	case errors.As(err, &hop) && hop.status == http.StatusServiceUnavailable:
+		n.status, n.layer = hop.status, layerPipelock
+		n.reason = hop.reason
 	case errors.As(err, &hop) && hop.status >= 500:
+		if hop.status == http.StatusGatewayTimeout {
+			n.status = hop.status
+		}
 		n.reason = "pipelock could not reach " + ex.to().String() + ": " + hop.reason
 	case errors.As(err, &hop):
 		n.status, n.layer, n.failure = http.StatusForbidden, layerPipelock, false
 		n.reason = hop.reason
 		n.ask = suggest(ex.query)
+	case errors.Is(err, errHopDown) && errors.Is(err, context.DeadlineExceeded):
+		n.status, n.layer = http.StatusGatewayTimeout, layerPipelock
+		n.reason = "pipelock, by which everything goes out, did not answer in time"
 	case errors.Is(err, errHopDown):
 		n.layer = layerPipelock
 		n.reason = "pipelock, by which everything goes out, can't be reached: " + cause(err) + "; it is started anew by itself, so try again"
@@ -103,6 +115,11 @@ func (ex *exchange) failed(err error) *refusal {
 		n.reason = ex.to().String() + ": " + cause(err)
 	}
 	return n
+}
+
+// exhausted reports whether err is for want of descriptors, in this process or the whole system.
+func exhausted(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)
 }
 
 // cause is an error's text without the address of pipelock, which is no business of the agent's.

@@ -176,6 +176,17 @@ func (w *informed) FlushError() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
+// flushCut sends on what there is of a response whose upstream broke off, so that the agent sees
+// a response that is not whole. Else it could see none, and take that for egress' own failure.
+func (w *informed) flushCut() {
+	w.mu.Lock()
+	went := w.went
+	w.mu.Unlock()
+	if went {
+		_ = http.NewResponseController(w.ResponseWriter).Flush()
+	}
+}
+
 // Write implements [io.Writer].
 func (w *informed) Write(b []byte) (int, error) {
 	n, err := w.ResponseWriter.Write(b)

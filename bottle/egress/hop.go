@@ -15,11 +15,7 @@ import (
 	"bottle/bottle"
 )
 
-const (
-	hopRetry   = 2 * time.Second  // how long a pipelock that is gone is waited for
-	hopTimeout = 30 * time.Second // until it answers a CONNECT; it resolves and dials meanwhile
-	maxHopHead = 64 << 10         // bytes of its answer's head
-)
+const maxHopHead = 64 << 10 // bytes of pipelock's answer to a CONNECT
 
 // A hop is pipelock, by which everything goes that goes out. Its address changes when
 // another pipelock takes over; see [upstreams.use].

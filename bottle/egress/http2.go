@@ -20,11 +20,9 @@ import (
 // resets), after which the connection is closed.
 const (
 	maxStreams     = 100       // at once on one connection
-	maxAllStreams  = 4096      // on all of them, as many as there may be connections
+	maxAllStreams  = 4096      // on all connections
 	agentStreamBuf = 256 << 10 // bytes of a request's body that its upstream has not taken yet
 	agentConnBuf   = 1 << 20   // of all of a connection's requests
-	pingAfter      = 2 * time.Minute
-	pingTimeout    = time.Minute
 )
 
 const tooManyStreams = "egress: too many requests at once; try again when some are done"
@@ -32,6 +30,10 @@ const tooManyStreams = "egress: too many requests at once; try again when some a
 // upstreamStreamBuf is how many bytes of a response wait for an agent that is slower than
 // its upstream, and so how many an upstream sends without hearing of it: 40 MB/s at 100 ms.
 const upstreamStreamBuf = 4 << 20
+
+// upstreamConnBuf is the same of all responses on one connection. net/http's own is 1 GiB. An agent
+// that leaves eight large responses of one host unread waits for itself.
+const upstreamConnBuf = 8 * upstreamStreamBuf
 
 func agentHTTP2() *http.HTTP2Config {
 	return &http.HTTP2Config{
@@ -42,8 +44,8 @@ func agentHTTP2() *http.HTTP2Config {
 
 func upstreamHTTP2() *http.HTTP2Config {
 	return &http.HTTP2Config{
-		MaxReceiveBufferPerStream: upstreamStreamBuf,
-		SendPingTimeout:           pingAfter, PingTimeout: pingTimeout,
+		MaxReceiveBufferPerStream: upstreamStreamBuf, MaxReceiveBufferPerConnection: upstreamConnBuf,
+		SendPingTimeout: pingAfter, PingTimeout: pingTimeout,
 	}
 }
 

@@ -23,12 +23,8 @@ import (
 )
 
 const (
-	maxKeysLine = 1 << 20         // bytes of the one message on the key socket
-	maxToken    = 16 << 10        // bytes of one token
-	keysTimeout = 5 * time.Second // for the whole exchange on the key socket
-	// keysGrace is how long after the start a request waits for its credential, which the keeper
-	// brings within a second: an egress that was restarted refuses nobody for it.
-	keysGrace = 2 * time.Second
+	maxKeysLine = 1 << 20  // bytes of the one message on the key socket
+	maxToken    = 16 << 10 // bytes of one token
 )
 
 // A keyring holds the operator's tokens, in memory alone.
@@ -149,14 +145,22 @@ type keysReply struct {
 
 // serveKeys takes tokens until l is closed, one peer at a time: the only one is the keeper.
 // took is called after each handover.
-func (s *Server) serveKeys(l *net.UnixListener, took func()) error {
+func (s *Server) serveKeys(ctx context.Context, l *net.UnixListener, took func()) error {
 	for {
 		c, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("key socket: %w", err)
+			// No descriptors or no memory, which the agent can bring about. What runs, runs on, and
+			// the keeper waits in the backlog.
+			s.handover.Warn("key socket", "error", err)
+			select {
+			case <-time.After(acceptPause):
+				continue
+			case <-ctx.Done():
+				return nil
+			}
 		}
 		reply := keysReply{OK: true}
 		if err := s.takeKeys(c); err != nil {

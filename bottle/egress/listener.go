@@ -1,16 +1,15 @@
 package egress
 
 import (
+	"errors"
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"bottle/bottle/proxysock"
 )
-
-// maxConns bounds the agent's open connections, tunnels included.
-const maxConns = 4096
 
 const overloaded = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nX-Bottle-Layer: egress\r\nRetry-After: 1\r\nConnection: close\r\n\r\n" +
 	"egress: too many open connections; close some and try again\n"
@@ -18,17 +17,27 @@ const overloaded = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain
 // A crowd is the open connections of the agent's, by whichever socket they came, so that
 // their number is bounded and a stop reaches each of them, whoever has it by then.
 type crowd struct {
-	mu     sync.Mutex
-	conns  map[*clientConn]struct{}
-	closed bool
+	most int
+
+	mu      sync.Mutex
+	conns   map[*clientConn]struct{}
+	parting map[*clientConn]struct{} // they were refused, and are to read so
+	closed  bool
+	parted  sync.WaitGroup // one for each of parting
 }
 
-func newCrowd() *crowd { return &crowd{conns: map[*clientConn]struct{}{}} }
+// maxParting is how many of those over the bound get the time to read that they are. It saves
+// them from a reset, which can overtake the words.
+const maxParting = 64
+
+func newCrowd(most int) *crowd {
+	return &crowd{most: most, conns: map[*clientConn]struct{}{}, parting: map[*clientConn]struct{}{}}
+}
 
 func (c *crowd) admit(conn *clientConn) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed || len(c.conns) >= maxConns {
+	if c.closed || len(c.conns) >= c.most {
 		return false
 	}
 	c.conns[conn] = struct{}{}
@@ -41,12 +50,41 @@ func (c *crowd) leave(conn *clientConn) {
 	delete(c.conns, conn)
 }
 
+// turnAway tells a connection that was not admitted why, and closes it.
+func (c *crowd) turnAway(conn *clientConn) {
+	c.mu.Lock()
+	wait := !c.closed && len(c.parting) < maxParting
+	if wait {
+		c.parting[conn] = struct{}{}
+		c.parted.Add(1)
+	}
+	c.mu.Unlock()
+	if !wait {
+		// A fresh connection's send buffer takes this without waiting.
+		_ = conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+		_, _ = io.WriteString(conn.agentConn, overloaded)
+		_ = conn.agentConn.Close()
+		return
+	}
+	go func() { // Run waits for its end
+		defer c.parted.Done()
+		sayBye(conn, []byte(overloaded))
+		c.mu.Lock()
+		delete(c.parting, conn)
+		c.mu.Unlock()
+		_ = conn.agentConn.Close()
+	}()
+}
+
 // closeAll closes every connection, and those that come later.
 func (c *crowd) closeAll() {
 	c.mu.Lock()
 	c.closed = true
 	open := make([]*clientConn, 0, len(c.conns))
 	for conn := range c.conns {
+		open = append(open, conn)
+	}
+	for conn := range c.parting {
 		open = append(open, conn)
 	}
 	c.mu.Unlock()
@@ -71,6 +109,9 @@ type listener struct {
 func (l *listener) Accept() (net.Conn, error) {
 	for {
 		raw, err := l.Listener.Accept()
+		if errors.Is(err, syscall.ENOBUFS) || errors.Is(err, syscall.ENOMEM) {
+			return nil, scarce{err}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -87,12 +128,17 @@ func (l *listener) Accept() (net.Conn, error) {
 		if l.crowd.admit(c) {
 			return c, nil
 		}
-		// A fresh connection's send buffer takes this without waiting.
-		_ = c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-		_, _ = io.WriteString(c.agentConn, overloaded)
-		_ = c.agentConn.Close()
+		l.crowd.turnAway(c)
 	}
 }
+
+// scarce is an accept that failed for want of the kernel's memory. For [http.Server] it is what
+// the want of descriptors is by itself: a reason to try again, later and later, at last each second.
+type scarce struct{ error }
+
+func (scarce) Timeout() bool   { return false }
+func (scarce) Temporary() bool { return true }
+func (e scarce) Unwrap() error { return e.error }
 
 // An agentConn is a [net.TCPConn], or a [proxysock.Conn], which ends as one does.
 type agentConn interface {

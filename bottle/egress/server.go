@@ -21,8 +21,6 @@ import (
 )
 
 const (
-	headTimeout = 10 * time.Second // to send a request's head
-	keepTimeout = 5 * time.Minute  // of an agent's connection between requests
 	// endsTick is how often the clocks are looked at while grants of limited time are in
 	// force. It is a tick and not a timer because clocks jump and machines sleep.
 	endsTick = 250 * time.Millisecond
@@ -35,6 +33,7 @@ const (
 // A Server is an egress. It is made by [New] and serves once.
 type Server struct {
 	cfg      Config
+	limits   limits
 	log      *slog.Logger
 	chatter  *slog.Logger // what the agent causes, at a bounded rate
 	handover *slog.Logger // what comes by the key socket, likewise
@@ -76,13 +75,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	crowd := newCrowd()
+	limits, err := cfg.limits.fill()
+	if err != nil {
+		return nil, fmt.Errorf("egress: how many descriptors there may be: %w", err)
+	}
+	crowd := newCrowd(limits.conns)
 	hopAddr, err := readHop(cfg.HopFile)
 	if err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
+		cfg: cfg, limits: limits, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
 		chatter: slog.New(throttle.New(cfg.Logger.Handler())), handover: slog.New(throttle.New(cfg.Logger.Handler())),
 		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: newHop(hopAddr, cfg.GateSecret),
 		crowd: crowd, listener: &listener{proxy, crowd}, keySocket: keys,
@@ -99,7 +102,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.access = newAccessLog(cfg.AccessLog, s.now, s.keys.hide, &s.counts[countDropped])
 	s.leaves, s.denials = newLeaves(authority, s.now), newDenials(s.now)
-	if s.up, err = newUpstreams(s.hop, cfg.UpstreamCA); err != nil {
+	if s.up, err = newUpstreams(s.hop, cfg.UpstreamCA, limits.response); err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
 	if s.spent, err = openSpent(cfg.SpentPath, s.now); err != nil {
@@ -142,7 +145,7 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error { return served(inner.Serve(s.tunnels)) })
 	group.Go(func() error { return served(inner2.Serve(s.tunnels2)) })
 	group.Go(func() error {
-		return s.serveKeys(s.keySocket, func() {
+		return s.serveKeys(ctx, s.keySocket, func() {
 			select {
 			case took <- struct{}{}:
 			default:
@@ -180,6 +183,7 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	err := group.Wait()
 	s.handlers.wait()
+	s.crowd.parted.Wait()
 	s.up.close()
 	if err != nil {
 		return fmt.Errorf("egress: %w", err)
@@ -202,7 +206,7 @@ func (s *Server) server(ctx context.Context, h http.HandlerFunc) *http.Server {
 	protocols.SetHTTP1(true)
 	return &http.Server{
 		Handler: h, Protocols: protocols, DisableGeneralOptionsHandler: true, // or OPTIONS * is not judged
-		ReadHeaderTimeout: headTimeout, IdleTimeout: keepTimeout, MaxHeaderBytes: maxHead,
+		ReadHeaderTimeout: s.limits.head, IdleTimeout: keepTimeout, MaxHeaderBytes: maxHead,
 		// A response may take for ever, and so may a request's body: no other timeouts.
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"bottle/bottle"
-	"bottle/bottle/egress"
 )
 
 // What an upstream sends arrives before it sends more, in both directions.
@@ -150,37 +149,6 @@ func TestUpgrade(t *testing.T) {
 	if n, err := br.Read(b); err == nil {
 		t.Errorf("the websocket was not cut: %d", n)
 	}
-}
-
-func TestTooManyConnections(t *testing.T) {
-	w := newWorld(t, nil)
-	var open []net.Conn
-	defer func() {
-		for _, c := range open {
-			_ = c.Close()
-		}
-	}()
-	refused := func(c net.Conn) bool {
-		_ = c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-		b := make([]byte, 32)
-		n, _ := c.Read(b)
-		return strings.HasPrefix(string(b[:n]), "HTTP/1.1 503")
-	}
-	for range 4096 {
-		open = append(open, w.dial())
-	}
-	eventually(t, "a refusal", func() bool {
-		c := w.dial()
-		defer c.Close()
-		return refused(c)
-	})
-	for _, c := range open[:10] {
-		_ = c.Close()
-	}
-	eventually(t, "room again", func() bool {
-		_, err := egress.Client{Proxy: w.addr}.Routes(t.Context())
-		return err == nil
-	})
 }
 
 // A client that never ends its head, or never says hello, loses its connection.

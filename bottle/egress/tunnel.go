@@ -14,9 +14,6 @@ import (
 	"bottle/bottle/allow"
 )
 
-// helloTimeout bounds the time from CONNECT to the end of the TLS handshake.
-const helloTimeout = 10 * time.Second
-
 // A tunnel is an accepted CONNECT whose TLS egress ended.
 type tunnel struct {
 	to   authority
@@ -70,7 +67,7 @@ func (s *Server) serveConnect(w http.ResponseWriter, r *http.Request) {
 	defer cancel(nil)
 	early, err := buffered(brw.Reader)
 	if err == nil {
-		err = client.SetDeadline(time.Now().Add(helloTimeout))
+		err = client.SetDeadline(time.Now().Add(s.limits.hello))
 	}
 	if err == nil {
 		_, err = io.WriteString(client, "HTTP/1.1 200 Connection established\r\n\r\n")
@@ -220,7 +217,7 @@ func (s *Server) terminateAs(ctx context.Context, conn *prefixed, t *tunnel, pro
 	if t.refused != nil {
 		s.note(t.refused)
 	}
-	err = conn.SetDeadline(time.Now().Add(helloTimeout))
+	err = conn.SetDeadline(time.Now().Add(s.limits.hello))
 	if err == nil {
 		err = inside.HandshakeContext(ctx)
 	}
@@ -247,7 +244,7 @@ func (s *Server) terminateAs(ctx context.Context, conn *prefixed, t *tunnel, pro
 // sayBye sends last words. What the peer still sends is read for a moment: a close with
 // unread bytes is a reset, which can overtake the words.
 func sayBye(c *clientConn, words []byte) {
-	_ = c.SetDeadline(time.Now().Add(time.Second))
+	_ = c.SetDeadline(time.Now().Add(partingTime))
 	_, _ = c.Write(words)
 	_ = c.CloseWrite()
 	_, _ = io.CopyN(io.Discard, c, maxHead)

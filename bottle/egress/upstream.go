@@ -18,13 +18,8 @@ import (
 )
 
 const (
-	upstreamTLSTimeout = 15 * time.Second
-	// responseTimeout is how long an upstream may think between the request and the head of
-	// its response. Models do think for minutes.
-	responseTimeout  = 15 * time.Minute
 	maxResponseHead  = 256 << 10   // bytes
 	trustAfter       = time.Second // from the start, when nothing else waits
-	idleTimeout      = 90 * time.Second
 	maxIdlePerHost   = 64
 	maxIdleUpstreams = 512
 	maxSessions      = 512 // of TLS that are kept to be resumed, each by the name of its host
@@ -35,17 +30,18 @@ type upstreams struct {
 	hop *hop
 	// roots are those that upstreams are verified against, loaded once. It takes tens of
 	// milliseconds, which the start of a bundle need not wait for.
-	roots   func() (*x509.CertPool, error)
-	current atomic.Pointer[transports]
+	roots    func() (*x509.CertPool, error)
+	response time.Duration // see [responseTimeout]
+	current  atomic.Pointer[transports]
 }
 
 // newUpstreams takes the operator's own roots, in PEM form.
-func newUpstreams(h *hop, extra []byte) (*upstreams, error) {
+func newUpstreams(h *hop, extra []byte, response time.Duration) (*upstreams, error) {
 	if len(extra) > 0 && !x509.NewCertPool().AppendCertsFromPEM(extra) {
 		return nil, fmt.Errorf("upstream_ca: no certificate in PEM form: %w", bottle.ErrInvalid)
 	}
-	u := &upstreams{hop: h, roots: sync.OnceValues(func() (*x509.CertPool, error) { return rootPool(extra) })}
-	u.current.Store(newTransports(h, u.roots))
+	u := &upstreams{hop: h, response: response, roots: sync.OnceValues(func() (*x509.CertPool, error) { return rootPool(extra) })}
+	u.current.Store(newTransports(h, u.roots, response))
 	return u, nil
 }
 
@@ -54,7 +50,7 @@ func newUpstreams(h *hop, extra []byte) (*upstreams, error) {
 // so that it can drain. One caller at a time.
 func (u *upstreams) use(addr string) {
 	u.hop.addr.Store(&addr) // first: no new transport ever dials the old address
-	u.current.Swap(newTransports(u.hop, u.roots)).retire()
+	u.current.Swap(newTransports(u.hop, u.roots, u.response)).retire()
 }
 
 // RoundTrip implements [http.RoundTripper].
@@ -94,13 +90,13 @@ type transports struct {
 	retired             atomic.Bool
 }
 
-func newTransports(h *hop, roots func() (*x509.CertPool, error)) *transports {
+func newTransports(h *hop, roots func() (*x509.CertPool, error), response time.Duration) *transports {
 	base := func() *http.Transport {
 		protocols := new(http.Protocols)
 		protocols.SetHTTP1(true)
 		return &http.Transport{
 			Protocols: protocols, DisableCompression: true,
-			ResponseHeaderTimeout: responseTimeout, ExpectContinueTimeout: time.Second,
+			ResponseHeaderTimeout: response, ExpectContinueTimeout: time.Second,
 			MaxResponseHeaderBytes: maxResponseHead, IdleConnTimeout: idleTimeout,
 			MaxIdleConns: maxIdleUpstreams, MaxIdleConnsPerHost: maxIdlePerHost,
 			WriteBufferSize: 16 << 10, ReadBufferSize: 16 << 10,

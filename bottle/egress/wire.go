@@ -21,8 +21,6 @@ const (
 	// maxTrailer bounds what follows a chunked body. net/http gives up at 4 KiB, and then
 	// takes what is left for a request.
 	maxTrailer = 3 << 10
-	// partingTime is for the last words on a connection with a violation.
-	partingTime = time.Second
 )
 
 // A wireConn watches the bytes that net/http's server reads and ends the connection where
