@@ -148,7 +148,12 @@ func daemonCommand(name, short string, run func(context.Context, *bundle.Daemon)
 			if err != nil {
 				return err
 			}
-			return bundle.Serve(cmd.Context(), name, dir, newLogger(os.Stderr), run)
+			logger := newLogger(os.Stderr)
+			// net/http tells package log what an upstream sends unasked, in the words of the upstream,
+			// which can hold a credential and come without end.
+			slog.SetLogLoggerLevel(slog.LevelDebug)
+			slog.SetDefault(logger)
+			return bundle.Serve(cmd.Context(), name, dir, logger, run)
 		},
 	}
 	rootFlag(cmd, &root)
