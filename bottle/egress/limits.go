@@ -36,8 +36,8 @@ const (
 )
 
 // maxConns is how many connections of the agent's are open at once, tunnels included, if the
-// descriptors are enough. An idle one costs less than 20 KB, a tunnel whose TLS egress ended
-// less than 100 KB.
+// descriptors are enough. Of 10,000, a silent one costs 8 KiB of memory, one that had a request
+// 22 KiB, and a tunnel whose TLS egress ended 27 KiB.
 const maxConns = 10 << 10
 
 // limits are those that tests lower.
