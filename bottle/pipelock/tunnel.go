@@ -114,8 +114,9 @@ func (t *tunnel) run(pause <-chan struct{}) (over bool) {
 func (t *tunnel) cut(cause error) {
 	for _, c := range []*net.TCPConn{t.client, t.up} {
 		if errors.Is(cause, errForbidden) {
-			_ = c.CloseRead()
+			// In this order: an end of what is read is passed on, and could be answered.
 			_ = c.CloseWrite()
+			_ = c.CloseRead()
 		}
 		_ = c.Close()
 	}
