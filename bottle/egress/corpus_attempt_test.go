@@ -187,7 +187,7 @@ func (a *attempt) want(s corpusStep) {
 	if s.any {
 		status = status / 100 * 100
 	}
-	if s.refused && status >= 400 {
+	if s.refused && status >= 400 || s.or != 0 && status == s.or {
 		status, layer = s.status, s.layer
 	}
 	text, none := strings.CutPrefix(a.expand(s.text, a.vars...), "!")

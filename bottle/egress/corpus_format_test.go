@@ -44,6 +44,7 @@ type corpusStep struct {
 	hello    *string // raw server name of a ClientHello to send
 	tls      *string // server name of a TLS handshake to make
 	status   int     // of an answer to await; 0 means the end of the connection
+	or       int     // another that will do
 	layer    string
 	text     string // in the answer
 	refused  bool   // by a 4xx or 5xx of whichever layer
@@ -190,6 +191,12 @@ func parseCorpus(class, text string) ([]*hostileCase, error) {
 			if s.whatever = value == "whatever"; value != "closed" && !s.whatever {
 				first, rest, _ := strings.Cut(value, " ")
 				var err error
+				if status, or, ok := strings.Cut(first, "|"); ok {
+					first = status
+					if s.or, err = strconv.Atoi(or); err != nil {
+						return nil, bad(err.Error())
+					}
+				}
 				if d, ok := strings.CutSuffix(first, "xx"); ok {
 					first, s.any = d+"00", true
 				}
