@@ -52,37 +52,44 @@ func TestLargeBodies(t *testing.T) {
 		})
 		before := peak(t)
 		for _, method := range []string{http.MethodGet, http.MethodPost} {
-			var body io.Reader
-			if method == http.MethodPost {
-				body = io.LimitReader(zeros{}, size)
-			}
-			req, err := http.NewRequestWithContext(t.Context(), method, "https://big.example.com/", body)
-			if err != nil {
-				t.Fatal(err)
-			}
-			start := time.Now()
-			res, err := c.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got strings.Builder
-			n := int64(0)
-			if method == http.MethodPost {
-				_, err = io.Copy(&got, res.Body)
-			} else {
-				n, err = io.Copy(io.Discard, res.Body)
-			}
-			_ = res.Body.Close()
-			if want := fmt.Sprint(size, nil); err != nil || method == http.MethodGet && n != size || method == http.MethodPost && got.String() != want {
-				t.Errorf("%s: %d, %q, %v", method, n, got.String(), err)
-			}
-			took := time.Since(start)
-			t.Logf("%s %s of %d MiB: %s, %.0f MiB/s; peak %d MiB, %d before", res.Proto, method, size>>20, took.Round(time.Millisecond), float64(size>>20)/took.Seconds(), peak(t), before)
+			proto, took := transfer(t, c, method, "https://big.example.com/", size)
+			t.Logf("%s %s of %d MiB: %s, %.0f MiB/s; peak %d MiB, %d before", proto, method, size>>20, took, float64(size>>20)/took.Seconds(), peak(t), before)
 		}
 		if grew := peak(t) - before; grew > 128 {
 			t.Errorf("the peak grew by %d MiB", grew)
 		}
 	})
+}
+
+// transfer gets or posts size bytes of an upstream that tells what it got, and returns by which
+// protocol and how long it took.
+func transfer(t *testing.T, c *http.Client, method, url string, size int64) (proto string, took time.Duration) {
+	t.Helper()
+	var body io.Reader
+	if method == http.MethodPost {
+		body = io.LimitReader(zeros{}, size)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var got strings.Builder
+	n := int64(0)
+	if method == http.MethodPost {
+		_, err = io.Copy(&got, res.Body)
+	} else {
+		n, err = io.Copy(io.Discard, res.Body)
+	}
+	if err != nil || method == http.MethodGet && n != size || method == http.MethodPost && got.String() != fmt.Sprint(size, nil) {
+		t.Fatalf("%s: %d, %q, %v", method, n, got.String(), err)
+	}
+	return res.Proto, time.Since(start).Round(time.Millisecond)
 }
 
 // zeros is a reader without an end.

@@ -210,31 +210,8 @@ func memoryOfBothLayers(t *testing.T, proto string) {
 	tell("start")
 	c := agent()
 	for _, method := range []string{http.MethodGet, http.MethodPost} {
-		var body io.Reader
-		if method == http.MethodPost {
-			body = io.LimitReader(zeros{}, size)
-		}
-		req, err := http.NewRequestWithContext(t.Context(), method, url, body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		begun := time.Now()
-		res, err := c.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var words strings.Builder
-		n := int64(0)
-		if method == http.MethodPost {
-			_, err = io.Copy(&words, res.Body)
-		} else {
-			n, err = io.Copy(io.Discard, res.Body)
-		}
-		_ = res.Body.Close()
-		if err != nil || method == http.MethodGet && n != size || method == http.MethodPost && words.String() != fmt.Sprint(size, nil) {
-			t.Fatalf("%s: %d %q %v", method, n, words.String(), err)
-		}
-		tell(fmt.Sprintf("%s %s of %d MiB, %.0f MiB/s", res.Proto, method, size>>20, float64(size>>20)/time.Since(begun).Seconds()))
+		spoke, took := transfer(t, c, method, url, size)
+		tell(fmt.Sprintf("%s %s of %d MiB, %.0f MiB/s", spoke, method, size>>20, float64(size>>20)/took.Seconds()))
 	}
 	if proto == "HTTP/2" {
 		return // which has no websockets here
