@@ -255,7 +255,11 @@ func (a *attempt) compare(conns []*recorded) {
 		if f := strings.Fields(strings.TrimPrefix(strings.TrimPrefix(l, "at most "), "perhaps ")); len(f) > 1 {
 			a.w.reached[f[1]] = true
 		}
-		if most, ok := strings.CutPrefix(l, "at most "); ok && !slices.Contains(a.w.begun, most) {
+		most, begun := strings.CutPrefix(l, "at most ")
+		if whole, ok := strings.CutPrefix(l, "perhaps "); ok {
+			most, begun = headOf(whole)
+		}
+		if begun && !slices.Contains(a.w.begun, most) {
 			a.w.begun = append(a.w.begun, most)
 		}
 	}
@@ -263,7 +267,7 @@ func (a *attempt) compare(conns []*recorded) {
 		if host, ok := strings.CutPrefix(l, "dial "); ok && a.w.reached[host] && !slices.Contains(want, l) {
 			return true
 		}
-		return strings.HasSuffix(l, " unfinished") && slices.ContainsFunc(a.w.begun, func(most string) bool { return strings.HasPrefix(l, most+" ") })
+		return slices.ContainsFunc(a.w.begun, func(most string) bool { return begunAtMost(l, most) })
 	})
 	agrees := asMayBe
 	if a.inFrames() {
@@ -287,6 +291,30 @@ func (a *attempt) compare(conns []*recorded) {
 			a.t.Errorf("no upstream saw %q, but %q", s, raw)
 		}
 	}
+}
+
+// headOf is a request as "seen" has it, without its body. What else may be seen there, a stream
+// say, is none.
+func headOf(seen string) (request string, ok bool) {
+	words := strings.Fields(seen)
+	if len(words) < 4 {
+		return "", false
+	}
+	request = strings.Join(words[:4], " ") // scheme, host, method, target
+	if i := strings.LastIndex(seen, " +"); i >= 0 && !strings.HasSuffix(seen, `"`) {
+		request += seen[i:]
+	}
+	return request, true
+}
+
+// begunAtMost reports whether what an upstream saw is a beginning of that request, with no token but
+// one that the request may have.
+func begunAtMost(saw, most string) bool {
+	most, may, _ := strings.Cut(most, " +")
+	if saw, token, ok := strings.Cut(saw, " unfinished +"); ok {
+		return token == may && strings.HasPrefix(saw+" ", most+" ")
+	}
+	return strings.HasSuffix(saw, " unfinished") && strings.HasPrefix(saw, most+" ")
 }
 
 // asMayBe compares line by line. "at most" before a request means that it may have been
