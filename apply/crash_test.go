@@ -200,7 +200,7 @@ func crashInChild(text string) error {
 	p := &party{}
 	spoil := func(c *apply.Config) {
 		if kind.full {
-			(&fullDisk{armed: true, reserve: dir.Path("reserve")}).fill(c)
+			newFullDisk(dir.Path("reserve")).fill(c)
 		}
 		if kind.mute {
 			c.ConfirmTimeout = muteTimeout
@@ -224,7 +224,7 @@ func crashInChild(text string) error {
 	}
 	p.applier.SetChunk(o.Chunk)
 	if kind.full {
-		p.applier.SetWriteJSON((&fullDisk{armed: true, reserve: dir.Path("reserve")}).writeJSON)
+		p.applier.SetWriteJSON(newFullDisk(dir.Path("reserve")).writeJSON)
 	}
 	return errors.Join(kind.act(context.Background(), p, o.ID), log.Close())
 }
@@ -259,7 +259,7 @@ func newTemplate(t *testing.T, root string, kind crashKind, chunk int) template 
 		c.Now = func() time.Time { return time.Now().Add(kind.later) }
 		c.Fault = func(string) { steps.Add(1) }
 		if kind.full {
-			(&fullDisk{armed: true, reserve: c.Dir.Path("reserve")}).fill(c)
+			newFullDisk(c.Dir.Path("reserve")).fill(c)
 		}
 		if kind.mute {
 			c.ConfirmTimeout = muteTimeout
@@ -267,7 +267,7 @@ func newTemplate(t *testing.T, root string, kind crashKind, chunk int) template 
 	}})
 	b.applier.SetChunk(chunk)
 	if kind.full {
-		b.applier.SetWriteJSON((&fullDisk{armed: true, reserve: b.dir.Path("reserve")}).writeJSON)
+		b.applier.SetWriteJSON(newFullDisk(b.dir.Path("reserve")).writeJSON)
 	}
 	if kind.mute {
 		b.bundle.mute()

@@ -3,6 +3,7 @@ package apply
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -54,7 +55,7 @@ func (a *Applier) withReserve(do func() error) error {
 		return err
 	}
 	a.cfg.Fault("give up the reserve")
-	if rerr := os.Remove(a.reservePath()); rerr != nil {
+	if rerr := os.Remove(a.reservePath()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) { // one of the change's other writers may have been first
 		return err
 	}
 	// The blocks are free once the removal is committed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -15,15 +16,21 @@ import (
 
 // A fullDisk has no space left but what the reserve takes.
 type fullDisk struct {
-	armed   bool
+	armed   atomic.Bool // records are saved beside what else is written
 	reserve string
 }
 
 func (d *fullDisk) err() error {
-	if _, err := os.Lstat(d.reserve); d.armed && err == nil {
+	if _, err := os.Lstat(d.reserve); d.armed.Load() && err == nil {
 		return &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
 	}
 	return nil
+}
+
+func newFullDisk(reserve string) *fullDisk {
+	d := &fullDisk{reserve: reserve}
+	d.armed.Store(true)
+	return d
 }
 
 // fill makes the disk full to what writes new files or lines for an Applier.
@@ -80,7 +87,7 @@ func TestReserve(t *testing.T) {
 				c.Fault = func(step string) {
 					switch step {
 					case from:
-						d.armed = revoking
+						d.armed.Store(revoking)
 					case "give up the reserve":
 						given++
 					}
@@ -95,13 +102,14 @@ func TestReserve(t *testing.T) {
 			if sys, ok := st.Sys().(*syscall.Stat_t); !ok || sys.Blocks*512 < st.Size() || st.Size() < 1<<16 {
 				t.Errorf("no blocks are set aside: %+v", st.Sys())
 			}
-			d.armed = from == ""
-			if d.armed {
+			d.armed.Store(from == "")
+			if d.armed.Load() {
 				if _, err := b.approve(waits, b.intent(waits, session)); !errors.Is(err, syscall.ENOSPC) || given != 0 {
 					t.Errorf("a widening: %v; the reserve was given up %d times", err, given)
 				}
 			}
-			given, revoking, d.armed = 0, true, from == ""
+			given, revoking = 0, true
+			d.armed.Store(from == "")
 			_, err = b.applier.Revoke(t.Context(), rec.Short, operator)
 			must(t, err)
 			if given != 1 || b.record(rec.Short).State.Status() != bottle.Revoked || b.hosts() != "a.example.com b.example.com d.example.com" {
@@ -109,7 +117,8 @@ func TestReserve(t *testing.T) {
 			}
 			noJournal(t, b)
 			// It is set aside again by the keeper's round, and before anything else is granted.
-			d.armed, revoking = false, false
+			revoking = false
+			d.armed.Store(false)
 			_, err = b.applier.Expire(t.Context())
 			must(t, err)
 			if _, err := os.Stat(d.reserve); err != nil {
