@@ -141,10 +141,7 @@ func (scarce) Temporary() bool { return true }
 func (e scarce) Unwrap() error { return e.error }
 
 // An agentConn is a [net.TCPConn], or a [proxysock.Conn], which ends as one does.
-type agentConn interface {
-	halfCloser
-	SetLinger(sec int) error
-}
+type agentConn interface{ halfCloser }
 
 // A clientConn is a connection of the agent's.
 type clientConn struct {

@@ -4,15 +4,21 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-// A halfCloser is a connection of which one direction can be ended, in some wrapping.
+// A halfCloser is a connection of which one direction can be ended, in some wrapping. After
+// SetLinger(0) its Close is a reset.
 type halfCloser interface {
 	net.Conn
 	CloseWrite() error
+	SetLinger(sec int) error
 }
 
 // prefixed is a connection of which some bytes were read already.
@@ -52,9 +58,11 @@ func buffered(r *bufio.Reader) ([]byte, error) {
 }
 
 // relay copies both ways between two connections, passing half-closes on, until both
-// directions have ended or ctx does; then both are closed. Nothing is buffered beyond one
-// copy, and between two TCP connections the kernel splices. It returns the bytes from a to b and
-// from b to a, and whether both directions ended by themselves.
+// directions have ended or ctx does; then both are closed. It returns the bytes from a to b and from
+// b to a, and whether both directions ended by themselves.
+//
+// What broke off is passed on as a reset, so that it can't pass for whole. Where one side takes no
+// more, what it has yet to say still goes to the other.
 func relay(ctx context.Context, a, b halfCloser) (up, down int64, whole bool) {
 	end := func() {
 		_ = a.Close()
@@ -63,21 +71,123 @@ func relay(ctx context.Context, a, b halfCloser) (up, down int64, whole bool) {
 	stop := context.AfterFunc(ctx, end)
 	defer stop()
 	defer end()
-	pump := func(dst, src halfCloser) (int64, error) {
-		n, err := io.Copy(dst, src)
-		if err != nil {
-			end() // neither side may wait for one that is gone
-			return n, err
+	pump := func(dst, src halfCloser) (n int64, whole bool) {
+		n, read, written := transfer(dst, src)
+		switch {
+		case read != nil:
+			for _, c := range []halfCloser{dst, src} {
+				_ = c.SetLinger(0)
+				_ = c.Close()
+			}
+		case written == nil:
+			_ = dst.CloseWrite()
 		}
-		_ = dst.CloseWrite()
-		return n, nil
+		return n, read == nil && written == nil
 	}
 	var (
-		there          sync.WaitGroup
-		upErr, downErr error
+		there              sync.WaitGroup
+		upWhole, downWhole bool
 	)
-	there.Go(func() { up, upErr = pump(b, a) })
-	down, downErr = pump(a, b)
+	there.Go(func() { up, upWhole = pump(b, a) })
+	down, downWhole = pump(a, b)
 	there.Wait()
-	return up, down, upErr == nil && downErr == nil
+	return up, down, upWhole && downWhole
+}
+
+// bulk is after how many full buffers in a row a stream is taken for a large one.
+const bulk = 4
+
+// transfer copies src to dst until the end of src, for which read is nil; written is why dst took no more.
+// While src is silent, no buffer is held. Messages are copied, since two system calls are cheaper
+// for a few bytes than two splices, and need no pipe; what is large is spliced by the kernel where both are
+// TCP connections.
+func transfer(dst, src halfCloser) (n int64, read, written error) {
+	if p, ok := src.(*prefixed); ok {
+		m, err := dst.Write(p.early)
+		if n = int64(m); err != nil {
+			return n, nil, err
+		}
+		p.early, src = nil, p.halfCloser
+	}
+	from := newSource(src)
+	for full := 0; full < bulk; {
+		buf, m, err := from.read()
+		if m > 0 {
+			var sent int
+			sent, written = dst.Write(buf[:m])
+			n += int64(sent)
+		}
+		if full++; m < len(buf) {
+			full = 0
+		}
+		streamBuffers.Put(buf)
+		switch {
+		case written != nil:
+			return n, nil, written
+		case errors.Is(err, io.EOF):
+			return n, nil, nil
+		case err != nil:
+			return n, err, nil
+		}
+	}
+	m, err := io.Copy(dst, src)
+	return n + m, err, nil // or it was written; after a splice that can't be told
+}
+
+// A source is what a stream is read from.
+type source struct {
+	net.Conn
+	raw syscall.RawConn // nil if it is no TCP connection
+}
+
+func newSource(c net.Conn) source {
+	s := source{Conn: c}
+	if client, ok := c.(*clientConn); ok {
+		c = client.agentConn
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		s.raw, _ = t.SyscallConn() // its error is that of t being nil
+	}
+	return s
+}
+
+type streamBuffer [16 << 10]byte
+
+var streamBuffers = sync.Pool{New: func() any { return new(streamBuffer) }}
+
+// read takes a buffer once there is something to read, for the caller to give back.
+func (s source) read() (buf *streamBuffer, n int, err error) {
+	take := func() {
+		buf = streamBuffers.Get().(*streamBuffer) //nolint:errcheck // it holds nothing else
+	}
+	if s.raw == nil {
+		take()
+		n, err = s.Read(buf[:])
+		return buf, n, err
+	}
+	waited := s.raw.Read(func(fd uintptr) bool {
+		take()
+		for {
+			n, err = unix.Read(int(fd), buf[:])
+			if !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		if errors.Is(err, unix.EAGAIN) {
+			streamBuffers.Put(buf)
+			buf = nil
+			return false
+		}
+		return true
+	})
+	switch {
+	case waited != nil:
+		n, err = 0, waited
+	case n == 0 && err == nil:
+		err = io.EOF
+	}
+	if buf == nil {
+		take()
+	}
+	return buf, max(n, 0), err
 }
