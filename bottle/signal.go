@@ -14,7 +14,8 @@ const (
 	// SignalRestartEgress (SIGRTMIN+1 as glibc and the engine count) kills an egress that
 	// did not confirm a narrowing; it comes back on the published config or not at all.
 	SignalRestartEgress = Signal(35)
-	// SignalRestartPipelock (SIGRTMIN+2) does the same to pipelock, the draining ones included.
+	// SignalRestartPipelock (SIGRTMIN+2) does the same to pipelock, the draining ones included, and
+	// to the egress that a built-in one has passed connections to.
 	SignalRestartPipelock = Signal(36)
 )
 

@@ -26,6 +26,8 @@ const (
 	FDGate      = "gate"      // pipelock: one of its loopback ports
 	FDHandover  = "handover"  // pipelock: one end of a socket pair that all of a bundle's share
 	FDAdopt     = "adopt"     // pipelock: the other end
+	FDPass      = "pass"      // pipelock: the end of another such pair, by which it passes connections to egress
+	FDPassed    = "passed"    // egress: the other end; not there where pipelock is not ours
 	FDAccess    = "access"    // egress: a pipe for its access log
 	fdReport    = "report"    // all: where the status goes
 )
@@ -104,6 +106,9 @@ func (in *Inheritance) Listener(name string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// Has reports whether there is such a descriptor that nobody has taken yet.
+func (in *Inheritance) Has(name string) bool { return in.files[name] != nil }
 
 // UnixConn returns an inherited end of a socket pair.
 func (in *Inheritance) UnixConn(name string) (*net.UnixConn, error) {

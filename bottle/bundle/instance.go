@@ -160,11 +160,14 @@ func (s *Supervisor) inherited(ctx context.Context, i *instance) ([]named, error
 	switch i.d.name {
 	case bottle.DaemonEgress:
 		sockets = []held{{FDProxy, s.proxy}, {FDProxyUnix, s.inside}, {FDKeys, s.keys}}
+		if s.passing != nil {
+			more = []named{{FDPassed, uintptr(s.passing[1])}}
+		}
 	case bottle.DaemonSupervise:
 		sockets = []held{{FDMCP, s.mcp}}
 	case bottle.DaemonPipelock:
 		sockets = []held{{FDGate, i.slot.socket}}
-		more = []named{{FDHandover, uintptr(s.pair[0])}, {FDAdopt, uintptr(s.pair[1])}}
+		more = []named{{FDHandover, uintptr(s.handover[0])}, {FDAdopt, uintptr(s.handover[1])}, {FDPass, uintptr(s.passing[0])}}
 	}
 	var out []named
 	for _, h := range sockets {

@@ -84,9 +84,11 @@ func (s *Supervisor) openSockets(ctx context.Context, names []string) (err error
 			return err
 		}
 		if s.bundle.Binary == "" {
-			// Of the kind that keeps messages apart, each of which carries one tunnel.
-			if s.pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+			if s.handover, err = newPair(); err != nil {
 				return fmt.Errorf("socket pair of the pipelocks: %w", err)
+			}
+			if s.passing, err = newPair(); err != nil {
+				return fmt.Errorf("socket pair of pipelock and egress: %w", err)
 			}
 		}
 		s.bundle.Pipelock = nil
@@ -114,13 +116,29 @@ func (s *Supervisor) openSockets(ctx context.Context, names []string) (err error
 	return nil
 }
 
+// A pair is two sockets that are connected to each other, of the kind that keeps messages
+// apart, each of which carries a connection or two. Nil is none.
+type pair []int
+
+func newPair() (pair, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	return fds[:], nil
+}
+
+func (p pair) close() {
+	for _, fd := range p {
+		_ = unix.Close(fd)
+	}
+}
+
 // closeSockets removes the socket files too: a client that comes later is refused at once.
 func (s *Supervisor) closeSockets() {
 	closeSlots(s.slots)
-	if s.pair != [2]int{} {
-		_ = unix.Close(s.pair[0])
-		_ = unix.Close(s.pair[1])
-	}
+	s.handover.close()
+	s.passing.close()
 	for _, sock := range []*socket{s.proxy, s.inside, s.keys, s.mcp} {
 		if sock == nil {
 			continue

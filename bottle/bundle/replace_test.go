@@ -327,11 +327,11 @@ func TestTermInTheMiddleOfAReplacement(t *testing.T) {
 	}
 }
 
-// A kill for a narrowing that was not confirmed reaches those that drain, and one that comes up.
+// A kill for a narrowing that was not confirmed reaches those that drain, and the egress that they have passed connections to.
 func TestRestartPipelock(t *testing.T) {
 	b := newBed(t)
 	b.start()
-	b.ready()
+	egress := b.ready().Daemons[bottle.DaemonEgress].PID
 	held, old := b.mustReach("hold")
 	b.signal(bottle.SignalReplacePipelock)
 	eventually(t, "one drains", func() bool { return b.pipelock().Draining == 1 })
@@ -344,6 +344,9 @@ func TestRestartPipelock(t *testing.T) {
 	}
 	if runs, _ := alive(old); runs {
 		t.Error("the draining one lives on")
+	}
+	if runs, _ := alive(egress); runs {
+		t.Error("the egress that has what they passed lives on")
 	}
 	b.ready()
 }

@@ -43,7 +43,8 @@ type Supervisor struct {
 	// What daemons are started with, and egress is pointed at.
 	proxy, inside, keys, mcp *socket // inside: the proxy's, for a sandbox without a network
 	slots                    []*slot
-	pair                     [2]int // by which our pipelocks hand tunnels over
+	handover                 pair // by which our pipelocks hand tunnels over; nil for those that are not ours
+	passing                  pair // by which they pass connections to egress; likewise
 	hop                      string
 	ending                   []*instance // what was taken over from or dropped, and is on its way out
 	lookAt                   time.Time   // not before, at who is connected to an old pipelock
@@ -158,6 +159,9 @@ func (s *Supervisor) loop(ctx context.Context) {
 		case <-sig.restartEgress:
 			s.onRestart(bottle.DaemonEgress)
 		case <-sig.restartPipelock:
+			if s.passing != nil { // egress may hold on to what pipelock has passed to it
+				s.onRestart(bottle.DaemonEgress)
+			}
 			s.onRestart(bottle.DaemonPipelock)
 		case got := <-sig.stop:
 			s.shutdown("signal " + got.String())

@@ -37,6 +37,10 @@ type Config struct {
 	// asks of its client, as a proxy does; empty means nothing.
 	HopFile    string
 	GateSecret string
+	// Passed is the end of a SOCK_SEQPACKET pair by which pipelock passes the connections that it
+	// makes, so that what flows takes no second hop; see [fdpass.Header]. Run closes it. Nil: all
+	// flows through pipelock.
+	Passed *net.UnixConn
 	// UpstreamCA is PEM text of roots beside the system's; empty means none.
 	UpstreamCA []byte
 	// Credentials are those of the manifest, by name; nil means none.

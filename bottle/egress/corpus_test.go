@@ -14,6 +14,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"bottle/bottle"
 	"bottle/bottle/egress"
 	"bottle/bottle/pipelock"
@@ -143,7 +145,9 @@ func newCorpusWorld(t testing.TB, hop string) *corpusWorld {
 				routes[i].Ports = []int{80, 443, c.rec.port}
 			}
 		}
-		c.gateAddr = startCorpusGate(t, c.rec, routes)
+		var pass *net.UnixConn
+		pass, cfg.Passed = passingPair(t)
+		c.gateAddr = startCorpusGate(t, c.rec, routes, pass)
 		writeHop(t, cfg.HopFile, c.gateAddr)
 	})
 	c.setRoutes(routes)
@@ -154,7 +158,7 @@ func newCorpusWorld(t testing.TB, hop string) *corpusWorld {
 }
 
 // startCorpusGate starts a built-in gate that lets the routes' hosts and ports through.
-func startCorpusGate(t testing.TB, rec *recorder, routes []bottle.Route) string {
+func startCorpusGate(t testing.TB, rec *recorder, routes []bottle.Route, pass *net.UnixConn) string {
 	t.Helper()
 	var list []bottle.AllowEntry
 	for _, r := range routes {
@@ -177,7 +181,7 @@ func startCorpusGate(t testing.TB, rec *recorder, routes []bottle.Route) string 
 		t.Fatal(err)
 	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
-		Config: config, Listener: l, Logger: slog.New(slog.DiscardHandler), Resolver: rec,
+		Config: config, Listener: l, Logger: slog.New(slog.DiscardHandler), Resolver: rec, Pass: pass,
 		AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/16")},
 	})
 	if err != nil {
@@ -193,6 +197,30 @@ func startCorpusGate(t testing.TB, rec *recorder, routes []bottle.Route) string 
 		}
 	})
 	return l.Addr().String()
+}
+
+// passingPair is what init makes for pipelock and egress; both close their end.
+func passingPair(t testing.TB) (pass, passed *net.UnixConn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "end")
+		c, err := net.FileConn(f)
+		_ = f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, ok := c.(*net.UnixConn)
+		if !ok {
+			t.Fatalf("%T", c)
+		}
+		ends[i] = u
+	}
+	return ends[0], ends[1]
 }
 
 // leaks looks for the operator's tokens in all that egress told and logged.

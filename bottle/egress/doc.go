@@ -10,7 +10,8 @@
 // tunnel to a host that no route names is accepted all the same and every request in it
 // is refused inside the TLS, since curl, git and node show nothing of a refused CONNECT.
 // Plain requests (absolute-form, http) are judged alike. All that is allowed goes on by
-// way of pipelock, which alone resolves and dials.
+// way of pipelock, which alone resolves and dials; the built-in one passes on what it has
+// dialled ([passed]).
 //
 // The routes are one immutable snapshot behind an atomic pointer. What is open (an
 // exchange, a spliced tunnel, an upgraded stream) is registered together with the

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"bottle/bottle"
+	"bottle/bottle/fdpass"
 )
 
 const maxHopHead = 64 << 10 // bytes of pipelock's answer to a CONNECT
@@ -22,12 +23,13 @@ const maxHopHead = 64 << 10 // bytes of pipelock's answer to a CONNECT
 type hop struct {
 	addr   atomic.Pointer[string] // host:port
 	secret string                 // of which pipelock knows egress; "" if it asks for none
+	passed *passed                // nil: all that flows, flows through pipelock
 	dialer net.Dialer
 }
 
-func newHop(addr, secret string) *hop {
+func newHop(addr, secret string, p *passed) *hop {
 	// Who is on the same machine can't vanish without a word.
-	h := &hop{secret: secret, dialer: net.Dialer{KeepAlive: -1}}
+	h := &hop{secret: secret, passed: p, dialer: net.Dialer{KeepAlive: -1}}
 	h.addr.Store(&addr)
 	return h
 }
@@ -55,7 +57,8 @@ func (h *hop) dial(ctx context.Context) (net.Conn, error) {
 
 // connect opens a tunnel to a by way of pipelock. It tries again as [hop.dial] does, also
 // where pipelock closes before the first byte of its answer: until that has come, the
-// caller has no connection to send anything on. It never goes around pipelock.
+// caller has no connection to send anything on. It never goes around pipelock; but the
+// connection may be one that pipelock has made and passed on.
 func (h *hop) connect(ctx context.Context, a authority) (halfCloser, error) {
 	var c halfCloser
 	err := h.retry(ctx, func() (again bool, err error) {
@@ -121,6 +124,11 @@ func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, again
 	if auth := bottle.ProxyAuthorization(h.secret); auth != "" {
 		head += "Proxy-Authorization: " + auth + "\r\n"
 	}
+	wish := h.passed.ask()
+	defer wish.end()
+	if wish != nil {
+		head += fdpass.Header + ": " + wish.name + "\r\n"
+	}
 	if _, err := io.WriteString(conn, head+"\r\n"); err != nil {
 		return nil, passing(err), err
 	}
@@ -133,6 +141,10 @@ func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, again
 	defer res.Body.Close() // empty, or on a connection that is closed
 	if res.StatusCode != http.StatusOK {
 		return nil, false, &hopError{status: res.StatusCode, reason: hopReason(res)}
+	}
+	if wish != nil && res.Header.Get(fdpass.Header) == wish.name {
+		c, err := wish.take(ctx, conn)
+		return c, false, err
 	}
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {

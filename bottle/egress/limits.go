@@ -66,9 +66,9 @@ func (l limits) fill() (limits, error) {
 	return l, nil
 }
 
-// connsFor is how many connections of the agent's that many descriptors allow: half of them, since
-// one may need another to its upstream. What needs more than that meanwhile (a spliced tunnel has a
-// pipe each way) is refused as it comes.
+// connsFor is how many connections of the agent's that many descriptors allow: a third of them, since
+// one may need two more, to its upstream and to the pipelock that has passed that one. What needs more
+// meanwhile (bulk that is spliced has a pipe each way) is refused as it comes.
 func connsFor(descriptors uint64) int {
-	return int(max(1, min(maxConns, descriptors/2)))
+	return int(max(1, min(maxConns, descriptors/3)))
 }

@@ -103,7 +103,7 @@ func TestRetryLasts(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // for a retry without end
 				defer cancel()
 				start := time.Now()
-				err := tc.try(ctx, newHop(tc.addr, ""))
+				err := tc.try(ctx, newHop(tc.addr, "", nil))
 				if !errors.Is(err, errHopDown) || tc.want != nil && !errors.Is(err, tc.want) {
 					t.Error(err)
 				}
@@ -122,7 +122,7 @@ func TestRetryEndsWithItsRequest(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		start := time.Now()
-		if _, err := newHop(addr, "").dial(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 300*time.Millisecond {
+		if _, err := newHop(addr, "", nil).dial(ctx); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 300*time.Millisecond {
 			t.Errorf("after %s: %v", time.Since(start), err)
 		}
 	})
@@ -140,7 +140,7 @@ func TestNoRetryAfterAnAnswer(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := newFakeHop(t, say(tc.answer))
-			c, err := newHop(f.addr, "").connect(t.Context(), authority{"a.example.com", 443})
+			c, err := newHop(f.addr, "", nil).connect(t.Context(), authority{"a.example.com", 443})
 			if err == nil {
 				if b, err := io.ReadAll(c); err != nil || len(b) > 0 {
 					t.Errorf("%q %v", b, err)
@@ -160,7 +160,7 @@ func TestNoRetryAfterAnAnswer(t *testing.T) {
 // A port that refuses connections for a moment loses nothing.
 func TestRetryReachesAPortThatComesUp(t *testing.T) {
 	addr := freeAddr(t)
-	h, attempts := newHop(addr, ""), 0
+	h, attempts := newHop(addr, "", nil), 0
 	served := make(chan error, 1)
 	h.dialer.Control = func(string, string, syscall.RawConn) error {
 		if attempts++; attempts != 4 {
@@ -202,7 +202,7 @@ func TestRetryGoesToTheNewPipelock(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeHop(t, say("HTTP/1.1 200 OK\r\n\r\n"))
-			h, attempts := newHop(freeAddr(t), ""), 0
+			h, attempts := newHop(freeAddr(t), "", nil), 0
 			h.dialer.Control = func(string, string, syscall.RawConn) error {
 				if attempts++; attempts == 2 {
 					h.addr.Store(&f.addr) // this try goes to the old one still

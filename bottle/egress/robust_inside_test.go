@@ -20,7 +20,7 @@ func (c *Config) Limit(conns int, head, hello, response time.Duration) {
 
 func TestConnsForDescriptors(t *testing.T) {
 	for descriptors, want := range map[uint64]int{
-		0: 1, 1: 1, 256: 128, 1024: 512, 20_000: 10_000, 1 << 20: 10_240, 1<<64 - 1: 10_240, // RLIM_INFINITY
+		0: 1, 1: 1, 256: 85, 1024: 341, 20_000: 6_666, 1 << 20: 10_240, 1<<64 - 1: 10_240, // RLIM_INFINITY
 	} {
 		if got := connsFor(descriptors); got != want {
 			t.Errorf("%d descriptors: %d connections, not %d", descriptors, got, want)

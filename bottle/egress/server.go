@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"bottle/bottle"
+	"bottle/bottle/fdpass"
 	"bottle/bottle/throttle"
 )
 
@@ -84,10 +85,17 @@ func New(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("egress: %w", err)
 	}
+	var from *passed
+	if cfg.Passed != nil {
+		if err := fdpass.CheckEnd(cfg.Passed); err != nil {
+			return nil, fmt.Errorf("egress: Config.Passed: %w", err)
+		}
+		from = newPassed(cfg.Passed, cfg.Logger)
+	}
 	s := &Server{
 		cfg: cfg, limits: limits, log: cfg.Logger, now: cfg.Now, instance: uuid.NewString(),
 		chatter: slog.New(throttle.New(cfg.Logger.Handler())), handover: slog.New(throttle.New(cfg.Logger.Handler())),
-		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: newHop(hopAddr, cfg.GateSecret),
+		flows: newRegistry(), keys: newKeyring(cfg.Credentials), hop: newHop(hopAddr, cfg.GateSecret, from),
 		crowd: crowd, listener: &listener{proxy, crowd}, keySocket: keys,
 	}
 	if inside != nil {
@@ -153,6 +161,9 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	})
 	group.Go(func() error { return s.steer(ctx, took) })
+	if s.hop.passed != nil {
+		group.Go(func() error { s.hop.passed.receive(); return nil })
+	}
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
@@ -169,6 +180,9 @@ func (s *Server) Run(ctx context.Context) error {
 	group.Go(func() error {
 		<-ctx.Done()
 		_ = s.keySocket.Close()
+		if s.cfg.Passed != nil {
+			_ = s.cfg.Passed.Close()
+		}
 		_ = s.listener.Close()
 		if s.inside != nil {
 			_ = s.inside.Close()
@@ -185,6 +199,9 @@ func (s *Server) Run(ctx context.Context) error {
 	s.handlers.wait()
 	s.crowd.parted.Wait()
 	s.up.close()
+	if s.hop.passed != nil {
+		s.hop.passed.tied.Wait()
+	}
 	if err != nil {
 		return fmt.Errorf("egress: %w", err)
 	}

@@ -145,6 +145,9 @@ func newSource(c net.Conn) source {
 	if client, ok := c.(*clientConn); ok {
 		c = client.agentConn
 	}
+	if t, ok := c.(*tied); ok {
+		c = t.TCPConn
+	}
 	if t, ok := c.(*net.TCPConn); ok {
 		s.raw, _ = t.SyscallConn() // its error is that of t being nil
 	}

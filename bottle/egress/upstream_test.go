@@ -24,7 +24,7 @@ func TestRequestOnRetiredTransports(t *testing.T) {
 	gate.Config.ConnState = func(_ net.Conn, s http.ConnState) { states <- s }
 	gate.Start()
 	defer gate.Close()
-	u, err := newUpstreams(newHop(gate.Listener.Addr().String(), ""), nil, responseTimeout)
+	u, err := newUpstreams(newHop(gate.Listener.Addr().String(), "", nil), nil, responseTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,9 @@
 // the very address that was classified is dialled, so that an answer can't change between
 // the check and the use.
 //
+// The connection that was dialled goes to egress, if it asks for it ([fdpass.Header]), and the gate
+// keeps a copy to cut it by: the kernel's, so that egress has no say in it.
+//
 // What a config file does not say is never filled in with something open: no mode, another
 // mode than strict, an empty file, a file whose revision line is missing or wrong, all mean
 // that the gate does not start, or keeps what it has. (Real pipelock, started on an empty

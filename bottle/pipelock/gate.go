@@ -49,7 +49,11 @@ type GateConfig struct {
 	// Handover and Adopt are the two ends of one SOCK_SEQPACKET pair that all gates of the
 	// bundle share. Run closes both. nil: nothing is handed over.
 	Handover, Adopt *net.UnixConn
-	Logger          *slog.Logger // required
+	// Pass is the end of a SOCK_SEQPACKET pair of egress', shared by all gates of the bundle, by
+	// which it gets the connections that it asks for; see [fdpass.Header]. Run closes it. nil: all
+	// that flows, flows through the gate.
+	Pass   *net.UnixConn
+	Logger *slog.Logger // required
 }
 
 // A Gate is the built-in second layer: a forward proxy for CONNECT and plain http that
@@ -73,14 +77,15 @@ type Gate struct {
 	stopping bool
 	running  sync.WaitGroup // one for each flow
 
-	handing chan struct{} // closed once tunnels are to be handed over
+	handing context.Context // ends once tunnels are to be handed over
+	hand    context.CancelFunc
 	sending chan struct{} // holds a value while one is
 	held    atomic.Int64  // connections of clients that are open here
 	ended   atomic.Uint64 // those that were
 	stirred chan struct{} // has a value when held changed
 
 	status   bottle.DaemonStatus // Run's goroutine alone
-	counters struct{ allowed, refused, failed, cut, handedOver, adopted atomic.Uint64 }
+	counters struct{ allowed, refused, failed, cut, passed, handedOver, adopted atomic.Uint64 }
 }
 
 // A table is one revision of the allowlist; it is never changed.
@@ -121,7 +126,7 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 	if a, ok := cfg.Listener.Addr().(*net.TCPAddr); !ok || !a.IP.IsLoopback() {
 		return nil, fmt.Errorf("pipelock gate: serve on %s: give a TCP listener of a loopback address", cfg.Listener.Addr())
 	}
-	if err := checkPair(cfg); err != nil {
+	if err := checkPairs(cfg); err != nil {
 		return nil, err
 	}
 	if cfg.Resolver == nil {
@@ -139,10 +144,10 @@ func NewGate(cfg GateConfig) (*Gate, error) {
 		instance: rand.Text(),
 		resolve:  make(map[bottle.Host]netip.Addr, len(cfg.Resolve)),
 		flows:    map[*flow]struct{}{},
-		handing:  make(chan struct{}),
 		sending:  make(chan struct{}, 1),
 		stirred:  make(chan struct{}, 1),
 	}
+	g.handing, g.hand = context.WithCancel(context.Background())
 	for name, s := range cfg.Resolve {
 		h, err := bottle.ParseHost(name)
 		if err != nil {
@@ -198,6 +203,7 @@ func load(path string) (t *table, claimed bottle.Hash, err error) {
 // once. When it returns, no goroutine and no connection of the gate is left.
 func (g *Gate) Run(ctx context.Context) error {
 	defer g.plain.CloseIdleConnections()
+	defer g.hand() // for its resources
 	g.log.Info("pipelock gate started", "listen", g.status.Listen, "config_hash", g.table.rawHash, "revision", g.table.revision, "hosts", len(g.table.ports))
 	if len(g.table.kept) > 0 {
 		g.log.Warn("keys of pipelock.yaml that the built-in gate keeps but does not enforce", "keys", g.table.kept)
@@ -222,7 +228,7 @@ func (g *Gate) Run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(g.listener) }()
 	stopAdopting := g.adopt()
-	defer g.closePair()
+	defer g.closePairs()
 	g.report()
 
 	tidy := time.NewTicker(tidyEvery)
@@ -262,7 +268,7 @@ func (g *Gate) Run(ctx context.Context) error {
 				handing = true
 				stopAdopting() // or this gate would get what it sends
 				g.log.Info("another gate took over: tunnels are handed to it", "open", g.held.Load())
-				close(g.handing)
+				g.hand()
 			}
 		case <-tidy.C:
 			tidied.tidy(g.ended.Load())
@@ -290,10 +296,13 @@ func (t *tidier) tidy(ended uint64) {
 	t.seen, t.again = ended, ended != t.seen
 }
 
-func (g *Gate) closePair() {
+func (g *Gate) closePairs() {
 	if g.cfg.Handover != nil {
 		_ = g.cfg.Handover.Close()
 		_ = g.cfg.Adopt.Close()
+	}
+	if g.cfg.Pass != nil {
+		_ = g.cfg.Pass.Close()
 	}
 }
 
@@ -334,7 +343,7 @@ func (g *Gate) report() {
 	g.status.Counters = map[string]uint64{
 		"allowed": g.counters.allowed.Load(), "refused": g.counters.refused.Load(),
 		"failed": g.counters.failed.Load(), "cut": g.counters.cut.Load(),
-		"handed_over": g.counters.handedOver.Load(), "adopted": g.counters.adopted.Load(),
+		"passed": g.counters.passed.Load(), "handed_over": g.counters.handedOver.Load(), "adopted": g.counters.adopted.Load(),
 		"open": uint64(max(g.held.Load(), 0)),
 	}
 	if err := g.cfg.Report(g.status); err != nil {

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"bottle/bottle"
+	"bottle/bottle/fdpass"
 )
 
 // A gate that another took over from hands its tunnels to it, so that nothing holds it in
@@ -23,8 +21,7 @@ import (
 // A tunnel that can't be sent goes on here, and the gate lives as long as it does.
 
 const (
-	maxPassed = 1024                   // bytes of a message: a host name is 253 at most
-	sendFor   = 250 * time.Millisecond // to wait for room in the socket; the tunnel stands still
+	sendFor = 250 * time.Millisecond // to wait for room in the socket; the tunnel stands still
 	// A tunnel that was not sent is tried again after retryMin, then after twice that and so on.
 	retryMin = 100 * time.Millisecond
 	retryMax = 30 * time.Second
@@ -35,11 +32,10 @@ type passed struct {
 	Host          bottle.Host `json:"host"`
 	Port          int         `json:"port"`
 	Since         time.Time   `json:"since"`
+	Leash         bool        `json:"leash,omitempty"`        // see tunnel
 	ClientEnded   bool        `json:"client_ended,omitempty"` // the upstream was told so
 	UpstreamEnded bool        `json:"upstream_ended,omitempty"`
 }
-
-var errNoRoom = errors.New("no gate has taken the tunnels before it yet")
 
 // carry runs a tunnel until it is over, cut (ctx), or in the hands of the gate that took
 // over from this one.
@@ -48,7 +44,7 @@ func (g *Gate) carry(ctx context.Context, t *tunnel) {
 	defer stop()
 	defer t.client.Close()
 	defer t.up.Close()
-	var pause <-chan struct{} = g.handing
+	pause := g.handing
 	for wait := retryMin; !t.run(pause); wait = min(2*wait, retryMax) {
 		err := g.send(t)
 		if err == nil {
@@ -57,15 +53,18 @@ func (g *Gate) carry(ctx context.Context, t *tunnel) {
 			return
 		}
 		g.chatter.Warn("a tunnel could not be handed over and goes on here", "host", t.host, "port", t.port, "error", err.Error(), "again_in", wait.String())
-		again := make(chan struct{})
-		time.AfterFunc(wait, func() { close(again) })
-		pause = again
+		var cancel context.CancelFunc
+		pause, cancel = context.WithTimeout(context.Background(), wait)
+		defer cancel()
+	}
+	if t.leash {
+		t.letGo(ctx)
 	}
 }
 
 // send hands over a tunnel that stands still. After an error it is still here.
 func (g *Gate) send(t *tunnel) error {
-	b, err := json.Marshal(passed{t.host, t.port, t.since, t.there, t.back})
+	b, err := json.Marshal(passed{t.host, t.port, t.since, t.leash, t.there, t.back})
 	if err != nil {
 		return err
 	}
@@ -75,75 +74,25 @@ func (g *Gate) send(t *tunnel) error {
 	select {
 	case g.sending <- struct{}{}:
 	case <-timeout.C:
-		return errNoRoom
+		return fdpass.ErrNoRoom
 	}
 	defer func() { <-g.sending }()
 	if err := g.cfg.Handover.SetWriteDeadline(time.Now().Add(sendFor)); err != nil {
 		return err
 	}
-	// The descriptors are held rather than duplicated. The sockets stay non-blocking, and what
-	// Go keeps of deadlines is not theirs.
-	return control(t.client, func(client int) error {
-		return control(t.up, func(up int) error {
-			return sendMessage(g.cfg.Handover, b, unix.UnixRights(client, up))
-		})
-	})
+	return fdpass.Send(g.cfg.Handover, b, t.client, t.up)
 }
 
-func control(c syscall.Conn, f func(fd int) error) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	if err := raw.Control(func(fd uintptr) { inner = f(int(fd)) }); err != nil {
-		return err
-	}
-	return inner
-}
-
-// sendMessage never blocks the thread, whatever another holder of the socket made of its
-// flags.
-func sendMessage(c *net.UnixConn, b, oob []byte) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var sent error
-	err = raw.Write(func(fd uintptr) bool {
-		for {
-			sent = unix.Sendmsg(int(fd), b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			if !errors.Is(sent, unix.EINTR) {
-				return !errors.Is(sent, unix.EAGAIN)
-			}
-		}
-	})
-	switch {
-	case err != nil && errors.Is(sent, unix.EAGAIN):
-		return fmt.Errorf("%w (%w)", errNoRoom, err)
-	case err != nil:
-		return err
-	}
-	return sent
-}
-
-// checkPair refuses a pair that would not keep messages apart.
-func checkPair(cfg GateConfig) error {
-	if cfg.Handover == nil && cfg.Adopt == nil {
-		return nil
-	}
-	if cfg.Handover == nil || cfg.Adopt == nil {
+// checkPairs refuses a pair that would not keep messages apart.
+func checkPairs(cfg GateConfig) error {
+	if (cfg.Handover == nil) != (cfg.Adopt == nil) {
 		return errors.New("pipelock gate: Handover and Adopt are the two ends of one socket pair: give both or neither")
 	}
-	for name, c := range map[string]*net.UnixConn{"Handover": cfg.Handover, "Adopt": cfg.Adopt} {
-		err := control(c, func(fd int) error {
-			kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-			if err == nil && kind != unix.SOCK_SEQPACKET {
-				err = errors.New("give an end of a SOCK_SEQPACKET pair")
-			}
-			return err
-		})
-		if err != nil {
+	for name, c := range map[string]*net.UnixConn{"Handover": cfg.Handover, "Adopt": cfg.Adopt, "Pass": cfg.Pass} {
+		if c == nil {
+			continue
+		}
+		if err := fdpass.CheckEnd(c); err != nil {
 			return fmt.Errorf("pipelock gate: %s: %w", name, err)
 		}
 	}

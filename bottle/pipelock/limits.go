@@ -10,7 +10,11 @@ const (
 	resolveTimeout = 10 * time.Second // the resolver
 	dialTimeout    = 10 * time.Second // the upstream, at all addresses of a name together
 	drainTimeout   = 800 * time.Millisecond
-	tidyEvery      = 5 * time.Second // see tidier
+	// A connection that was passed to egress, which has closed it: the upstream, to end its side; and
+	// to take what egress had written before.
+	partingFor = time.Second
+	lingerFor  = time.Minute
+	tidyEvery  = 5 * time.Second // see tidier
 )
 
 // Bounds. The gate's only client is egress, but a hijacked one must not exhaust it.

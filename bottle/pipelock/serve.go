@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bottle/bottle"
+	"bottle/bottle/fdpass"
 )
 
 func (g *Gate) serve(w http.ResponseWriter, r *http.Request) {
@@ -77,7 +79,17 @@ func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
 	if _, err := buf.Read(early); err != nil && len(early) > 0 {
 		return
 	}
-	if _, err := conn.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n")); err != nil {
+	client, isTCP := conn.(*net.TCPConn)
+	t := &tunnel{host: host, port: port, since: time.Now().UTC().Truncate(time.Second), client: client, up: up}
+	answer := "HTTP/1.1 200 Connection established\r\n"
+	if token := r.Header.Get(fdpass.Header); token != "" && isTCP && len(early) == 0 && g.pass(token, up) {
+		t.leash = true
+		answer += fdpass.Header + ": " + token + "\r\n"
+	}
+	if _, err := io.WriteString(conn, answer+"\r\n"); err != nil {
+		if t.leash {
+			t.letGo(ctx)
+		}
 		return
 	}
 	if _, err := up.Write(early); err != nil {
@@ -85,12 +97,25 @@ func (g *Gate) connect(w http.ResponseWriter, r *http.Request) {
 	}
 	g.counters.allowed.Add(1)
 	g.chatter.Debug("tunnel", "host", host, "port", port, "address", up.RemoteAddr().String())
-	client, ok := conn.(*net.TCPConn)
-	if !ok {
+	if !isTCP {
 		splice(ctx, conn, up)
 		return
 	}
-	g.carry(ctx, &tunnel{host: host, port: port, since: time.Now().UTC().Truncate(time.Second), client: client, up: up})
+	g.carry(ctx, t)
+}
+
+// pass gives egress the connection that it asked for. Where that can't be done at once, what
+// flows there flows through the gate.
+func (g *Gate) pass(token string, up *net.TCPConn) bool {
+	if g.cfg.Pass == nil {
+		return false
+	}
+	if err := fdpass.TrySend(g.cfg.Pass, []byte(token), up); err != nil {
+		g.chatter.Warn("a connection could not be passed to egress and goes through the gate", "error", err.Error())
+		return false
+	}
+	g.counters.passed.Add(1)
+	return true
 }
 
 type targetKey struct{}

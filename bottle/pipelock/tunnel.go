@@ -9,7 +9,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bottle/bottle"
+	"bottle/bottle/fdpass"
 )
 
 // pauseFor is how long one direction of a tunnel stands still for the other to come to a
@@ -17,12 +20,14 @@ import (
 // for ever if its words waited for it to read.
 const pauseFor = 250 * time.Millisecond
 
-// A tunnel is a connection from egress, one to an upstream, and what flows between them.
+// A tunnel is a connection from egress, one to an upstream, and what flows between them, if
+// egress did not ask for the second one itself.
 type tunnel struct {
 	host        bottle.Host
 	port        int
 	since       time.Time // when it was established
 	client, up  *net.TCPConn
+	leash       bool // egress was passed up, and client only ties the two: see [fdpass.Header]
 	there, back bool // that direction, seen from the client, is at its end and was passed on as such
 	gone        bool // an error ended it
 }
@@ -42,7 +47,10 @@ const (
 //
 // A direction whose destination takes nothing can't stop, since it holds what it read. It
 // stops when that is written; the other flows meanwhile, but for pauseFor now and then.
-func (t *tunnel) run(pause <-chan struct{}) (over bool) {
+func (t *tunnel) run(pause context.Context) (over bool) {
+	if t.leash {
+		return t.watch(pause)
+	}
 	type direction struct {
 		dst, src      *net.TCPConn
 		ended         *bool
@@ -72,11 +80,11 @@ func (t *tunnel) run(pause <-chan struct{}) (over bool) {
 	patience := time.NewTimer(time.Hour)
 	patience.Stop()
 	defer patience.Stop()
-	pausing := false
+	due, pausing := pause.Done(), false
 	for running > 0 {
 		select {
-		case <-pause:
-			pause, pausing = nil, true
+		case <-due:
+			due, pausing = nil, true
 		case r := <-results:
 			running--
 			r.d.flows = false
@@ -109,17 +117,53 @@ func (t *tunnel) run(pause <-chan struct{}) (over bool) {
 	return t.gone || t.there && t.back
 }
 
-// cut ends the tunnel, from any goroutine. Where it became forbidden, that binds a copy of
-// its descriptors too that is under way to another gate.
+// watch is run for a tunnel on a leash. Not a byte of it comes here.
+func (t *tunnel) watch(pause context.Context) (over bool) {
+	_ = t.client.SetReadDeadline(time.Time{})
+	stop := context.AfterFunc(pause, func() { _ = t.client.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	n, err := t.client.Read(make([]byte, 1))
+	return n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// cut ends the tunnel, from any goroutine. Where it became forbidden, that binds each copy of
+// its descriptors: egress', or one that is under way to another gate.
 func (t *tunnel) cut(cause error) {
-	for _, c := range []*net.TCPConn{t.client, t.up} {
-		if errors.Is(cause, errForbidden) {
-			// In this order: an end of what is read is passed on, and could be answered.
-			_ = c.CloseWrite()
-			_ = c.CloseRead()
-		}
-		_ = c.Close()
+	forbidden := errors.Is(cause, errForbidden)
+	if forbidden {
+		_ = fdpass.Cut(t.up) // the errors are those of a connection that is over
+		_ = fdpass.Cut(t.client)
 	}
+	reset(t.client)            // an end would pass for that of the stream
+	if forbidden || !t.leash { // else it is carry's to let go, unless it was just handed over
+		_ = t.up.Close()
+	}
+}
+
+// letGo ends a tunnel whose leash egress has closed, and returns when it is over. Until ctx ends,
+// what egress has written is still sent, and the upstream has a moment to end its side too. Then
+// the connection is cut, whoever kept a copy of it.
+func (t *tunnel) letGo(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lingerFor)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = t.up.CloseRead() })
+	defer stop()
+	if ctx.Err() == nil {
+		_ = t.up.CloseWrite()
+	}
+	for ctx.Err() == nil {
+		look := time.After(partingFor)
+		_ = t.up.SetReadDeadline(time.Now().Add(partingFor))
+		_, _ = io.Copy(io.Discard, t.up) // until the upstream's end, or that of the moment
+		if left, err := fdpass.Unsent(t.up); err != nil || left == 0 {
+			break
+		}
+		select {
+		case <-look:
+		case <-ctx.Done():
+		}
+	}
+	_ = fdpass.Cut(t.up) // its errors are those of a connection that is over
 }
 
 // pump copies from src to dst until the end of src, which it passes on as such (half-close),
@@ -144,10 +188,23 @@ func pump(dst, src net.Conn) outcome {
 		_ = c.CloseWrite()
 		return outcomeEOF
 	}
-	// An error on one side means that what the other would send is of no use.
+	// An error on one side means that what the other would send is of no use. What broke off must
+	// not look as if it had ended; but where dst takes no more, src may still get what was sent.
+	if !errors.Is(err, unix.EPIPE) {
+		reset(src)
+		reset(dst)
+	}
 	_ = dst.Close()
 	_ = src.Close()
 	return outcomeBroken
+}
+
+// reset closes c so that its peer learns of no end.
+func reset(c net.Conn) {
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+	_ = c.Close()
 }
 
 // splice copies both ways until both are at their end or ctx ends, for a client that is no

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"bottle/bottle"
@@ -28,6 +29,12 @@ func runEgress(ctx context.Context, d *bundle.Daemon) error {
 	if err != nil {
 		return err
 	}
+	var passed *net.UnixConn
+	if d.Has(bundle.FDPassed) {
+		if passed, err = d.UnixConn(bundle.FDPassed); err != nil {
+			return err
+		}
+	}
 	s, err := egress.New(egress.Config{
 		Routes:       d.Dir.Live(bottle.RoutesFile),
 		Report:       d.Report,
@@ -41,6 +48,7 @@ func runEgress(ctx context.Context, d *bundle.Daemon) error {
 		Secret:       d.Config.ProxySecret,
 		HopFile:      d.Dir.HopFile(),
 		GateSecret:   d.Config.GateSecret,
+		Passed:       passed,
 		UpstreamCA:   []byte(d.Config.UpstreamCA),
 		Credentials:  d.Config.Credentials,
 		AccessLog:    access,
@@ -75,6 +83,10 @@ func runPipelock(ctx context.Context, d *bundle.Daemon) error {
 	if err != nil {
 		return err
 	}
+	pass, err := d.UnixConn(bundle.FDPass)
+	if err != nil {
+		return err
+	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
 		Config:     d.Dir.Live(bottle.PipelockFile),
 		Listener:   l,
@@ -86,6 +98,7 @@ func runPipelock(ctx context.Context, d *bundle.Daemon) error {
 		Drain:      d.Drain,
 		Handover:   handover,
 		Adopt:      adopt,
+		Pass:       pass,
 		Logger:     d.Logger,
 	})
 	if err != nil {

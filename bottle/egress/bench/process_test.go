@@ -31,6 +31,9 @@ type job struct {
 	Cache      bool   // goproxy: ECDSA, leaves and connections kept
 	Intercept  bool   // goproxy
 	Profile    string // file prefix; empty means none
+	Passing    bool   // egress, gate: end is there
+
+	end *os.File // of a pair by which the gate passes connections to egress; nil means none
 }
 
 func isChild() bool { return os.Getenv(childEnv) != "" }
@@ -79,6 +82,7 @@ func (j job) start(b *testing.B) (addr string, pid int) {
 	if prefix := os.Getenv("BOTTLE_BENCH_PROFILE"); prefix != "" {
 		j.Profile = prefix + "." + strings.ReplaceAll(strings.TrimPrefix(b.Name(), "BenchmarkProxies/"), "/", "-") + "." + j.Kind
 	}
+	j.Passing = j.end != nil
 	env, err := json.Marshal(j)
 	if err != nil {
 		b.Fatal(err)
@@ -86,6 +90,9 @@ func (j job) start(b *testing.B) (addr string, pid int) {
 	cmd := exec.CommandContext(context.Background(), self)
 	cmd.Env = append(os.Environ(), childEnv+"="+string(env))
 	cmd.Stderr = os.Stderr
+	if j.end != nil {
+		cmd.ExtraFiles = []*os.File{j.end}
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		b.Fatal(err)
@@ -96,6 +103,24 @@ func (j job) start(b *testing.B) (addr string, pid int) {
 		b.Fatalf("%s: no address: %v", j.Kind, err)
 	}
 	return strings.TrimSpace(line), cmd.Process.Pid
+}
+
+// inherited is the end that the job was started with.
+func (j job) inherited() (*net.UnixConn, error) {
+	if !j.Passing {
+		return nil, nil
+	}
+	f := os.NewFile(3, "end")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("descriptor 3 is %T", c)
+	}
+	return u, nil
 }
 
 // run starts cmd and ends it with the benchmark, by SIGTERM and, 5 s later, SIGKILL.

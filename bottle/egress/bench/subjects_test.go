@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"bottle/bottle"
 	"bottle/bottle/egress"
 	"bottle/bottle/pipelock"
@@ -51,12 +53,21 @@ func jobs() map[string]func(job, net.Listener) (func(context.Context) error, err
 func ours(b *testing.B, w *world, host string, gate bool) *path {
 	p := &path{host: host, port: w.port, auth: bottle.ProxyAuthorization(proxySecret)}
 	hop := w.hop
+	var ends [2]*os.File // as in a bundle
 	if gate {
-		addr, pid := job{Kind: "gate", Upstream: w.port}.start(b)
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			b.Fatal(err)
+		}
+		for i, name := range []string{"pass", "passed"} {
+			ends[i] = os.NewFile(uintptr(fds[i]), name)
+			defer ends[i].Close() // the processes have it by then
+		}
+		addr, pid := job{Kind: "gate", Upstream: w.port, end: ends[0]}.start(b)
 		hop, p.pids = addr, append(p.pids, pid)
 	}
 	dir := b.TempDir()
-	addr, pid := job{Kind: "egress", Dir: dir, Hop: hop, Upstream: w.port, UpstreamCA: w.caPEM}.start(b)
+	addr, pid := job{Kind: "egress", Dir: dir, Hop: hop, Upstream: w.port, UpstreamCA: w.caPEM, end: ends[1]}.start(b)
 	p.proxy, p.pids = addr, append(p.pids, pid)
 	if p.roots = w.roots; host == interceptedHost {
 		p.roots = pool(b, filepath.Join(dir, "ca.pem"))
@@ -111,11 +122,15 @@ func egressJob(j job, l net.Listener) (func(context.Context) error, error) {
 	if err != nil {
 		return nil, err
 	}
+	passed, err := j.inherited()
+	if err != nil {
+		return nil, err
+	}
 	egress.CollectLess() // now, not after a second: the measurement begins
 	s, err := egress.New(egress.Config{
 		Routes: file("routes.yaml"), SpentPath: file("spent.json"), CACert: file("ca.pem"), CAKey: file("ca-key.pem"),
 		Report: func(bottle.DaemonStatus) error { return nil }, Listener: l, KeyListener: keys, Name: "bench",
-		Secret: proxySecret, HopFile: file("hop.json"), GateSecret: gateSecret, UpstreamCA: upstreamCA, AccessLog: access,
+		Secret: proxySecret, HopFile: file("hop.json"), GateSecret: gateSecret, Passed: passed, UpstreamCA: upstreamCA, AccessLog: access,
 		Logger: slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {
@@ -140,8 +155,12 @@ func gateJob(j job, l net.Listener) (func(context.Context) error, error) {
 	if err := bottle.WriteFile(config, text, 0o600); err != nil {
 		return nil, err
 	}
+	pass, err := j.inherited()
+	if err != nil {
+		return nil, err
+	}
 	g, err := pipelock.NewGate(pipelock.GateConfig{
-		Config: config, Listener: l, Secret: gateSecret,
+		Config: config, Listener: l, Secret: gateSecret, Pass: pass,
 		Resolve:    map[string]string{interceptedHost: "127.0.0.1", passedHost: "127.0.0.1"},
 		AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
 		Logger:     slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
