@@ -37,18 +37,7 @@ func (c *prefixed) Read(p []byte) (int, error) {
 	return c.halfCloser.Read(p)
 }
 
-// WriteTo hands the socket itself to io.Copy once what was read early is out, so that the
-// kernel can splice.
-func (c *prefixed) WriteTo(w io.Writer) (int64, error) {
-	n, err := w.Write(c.early)
-	if c.early = c.early[n:]; err != nil {
-		return int64(n), err
-	}
-	m, err := io.Copy(w, c.halfCloser)
-	return int64(n) + m, err
-}
-
-// ReadFrom does the same for what is written.
+// ReadFrom hands the socket itself to io.Copy, so that the kernel can splice.
 func (c *prefixed) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.halfCloser, r) }
 
 // buffered returns a copy of what r has read and nobody has taken.
@@ -103,9 +92,11 @@ const bulk = 4
 // TCP connections.
 func transfer(dst, src halfCloser) (n int64, read, written error) {
 	if p, ok := src.(*prefixed); ok {
-		m, err := dst.Write(p.early)
-		if n = int64(m); err != nil {
-			return n, nil, err
+		if len(p.early) > 0 {
+			m, err := dst.Write(p.early)
+			if n = int64(m); err != nil {
+				return n, nil, err
+			}
 		}
 		p.early, src = nil, p.halfCloser
 	}
@@ -131,7 +122,7 @@ func transfer(dst, src halfCloser) (n int64, read, written error) {
 		}
 	}
 	m, err := io.Copy(dst, src)
-	return n + m, err, nil // or it was written; after a splice that can't be told
+	return n + m, err, nil // or it was dst's: of a splice that can't be told
 }
 
 // A source is what a stream is read from.
