@@ -90,6 +90,10 @@ func (s *Supervisor) openSockets(ctx context.Context, names []string) (err error
 			if s.passing, err = newPair(); err != nil {
 				return fmt.Errorf("socket pair of pipelock and egress: %w", err)
 			}
+			// Nobody would read what egress sends.
+			if err = unix.Shutdown(s.passing[1], unix.SHUT_WR); err != nil {
+				return fmt.Errorf("socket pair of pipelock and egress: %w", err)
+			}
 		}
 		s.bundle.Pipelock = nil
 		for _, sl := range s.slots {

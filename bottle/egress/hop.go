@@ -103,7 +103,7 @@ func passing(err error) bool {
 }
 
 // connectOnce tries once; again means that pipelock was gone before it answered anything.
-func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, again bool, err error) {
+func (h *hop) connectOnce(ctx context.Context, a authority) (c halfCloser, again bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, hopTimeout)
 	defer cancel()
 	conn, err := h.dialOnce(ctx)
@@ -116,6 +116,10 @@ func (h *hop) connectOnce(ctx context.Context, a authority) (_ halfCloser, again
 			err = context.Cause(ctx)
 		}
 		if err != nil {
+			if c != nil {
+				_ = c.Close()
+				c = nil
+			}
 			_ = conn.Close()
 		}
 	}()

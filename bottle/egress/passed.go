@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"strconv"
@@ -23,19 +24,24 @@ type passed struct {
 	tied   sync.WaitGroup // one for each leash
 
 	mu      sync.Mutex
-	waiting map[string]chan *net.TCPConn
+	waiting map[string]chan delivery
 	over    bool // nothing comes any more
 }
 
 func newPassed(socket *net.UnixConn, log *slog.Logger) *passed {
-	return &passed{socket: socket, log: log, prefix: rand.Text() + "-", waiting: map[string]chan *net.TCPConn{}}
+	return &passed{socket: socket, log: log, prefix: rand.Text() + "-", waiting: map[string]chan delivery{}}
 }
 
 // A wish is a connection that pipelock is asked to pass.
 type wish struct {
 	passed *passed
 	name   string
-	conn   chan *net.TCPConn // nil comes for what is no connection
+	c      chan delivery
+}
+
+type delivery struct {
+	conn *net.TCPConn
+	err  error
 }
 
 // ask returns nil where none can be passed. Its caller calls end.
@@ -48,19 +54,19 @@ func (p *passed) ask() *wish {
 	if p.over {
 		return nil
 	}
-	w := &wish{p, p.prefix + strconv.FormatUint(p.last.Add(1), 36), make(chan *net.TCPConn, 1)}
-	p.waiting[w.name] = w.conn
+	w := &wish{p, p.prefix + strconv.FormatUint(p.last.Add(1), 36), make(chan delivery, 1)}
+	p.waiting[w.name] = w.c
 	return w
 }
 
 // take waits for the connection and ties it to the leash.
 func (w *wish) take(ctx context.Context, leash net.Conn) (halfCloser, error) {
 	select {
-	case c := <-w.conn:
-		if c == nil {
-			return nil, errors.New("what pipelock passed is no connection")
+	case d := <-w.c:
+		if d.err != nil {
+			return nil, fmt.Errorf("what pipelock passed: %w", d.err)
 		}
-		t := &tied{TCPConn: c, leash: leash}
+		t := &tied{TCPConn: d.conn, leash: leash}
 		w.passed.tied.Go(t.watch)
 		return t, nil
 	case <-ctx.Done():
@@ -77,9 +83,9 @@ func (w *wish) end() {
 	delete(w.passed.waiting, w.name)
 	w.passed.mu.Unlock()
 	select {
-	case c := <-w.conn:
-		if c != nil {
-			_ = c.Close()
+	case d := <-w.c:
+		if d.err == nil {
+			_ = d.conn.Close()
 		}
 	default:
 	}
@@ -113,24 +119,37 @@ func (p *passed) deliver(m fdpass.Message) {
 	delete(p.waiting, string(m.Body)) // so there is room in to
 	conns, err := m.Take("upstream")
 	if err != nil {
-		p.log.Warn("what pipelock passed is no connection", "error", err)
-		to <- nil
+		to <- delivery{err: err}
 		return
 	}
-	to <- conns[0]
+	to <- delivery{conn: conns[0]}
 }
 
 // A tied connection is one that pipelock made and passed on. It lasts as long as the connection by
 // which it was asked for, by which pipelock learns of its end, and egress of pipelock's.
 type tied struct {
 	*net.TCPConn
-	leash net.Conn
+	leash  net.Conn
+	abrupt atomic.Bool
+	once   sync.Once
+}
+
+// SetLinger makes the Close that follows a reset if sec is 0.
+func (t *tied) SetLinger(sec int) error {
+	t.abrupt.Store(sec == 0)
+	return t.TCPConn.SetLinger(sec)
 }
 
 // Close implements [net.Conn].
 func (t *tied) Close() error {
-	err := t.TCPConn.Close()
-	_ = t.leash.Close()
+	err := net.ErrClosed
+	t.once.Do(func() {
+		err = t.TCPConn.Close()
+		if !t.abrupt.Load() {
+			_, _ = t.leash.Write([]byte{0}) // see [fdpass.Header]; there is room
+		}
+		_ = t.leash.Close()
+	})
 	return err
 }
 

@@ -155,7 +155,7 @@ func TestPassedIsStrict(t *testing.T) {
 		t.Fatal(err)
 	}
 	asked <- ""
-	if a := <-answered; a.status != http.StatusBadGateway || a.header.Get("X-Bottle-Layer") != "pipelock" || !strings.Contains(a.body, "no connection") {
+	if a := <-answered; a.status != http.StatusBadGateway || a.header.Get("X-Bottle-Layer") != "pipelock" || !strings.Contains(a.body, "0 descriptors") {
 		t.Errorf("%d %q", a.status, a.body)
 	}
 	if name == "" {

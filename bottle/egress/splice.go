@@ -7,8 +7,11 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,34 +56,97 @@ func buffered(r *bufio.Reader) ([]byte, error) {
 // What broke off is passed on as a reset, so that it can't pass for whole. Where one side takes no
 // more, what it has yet to say still goes to the other.
 func relay(ctx context.Context, a, b halfCloser) (up, down int64, whole bool) {
-	end := func() {
+	abort := func() {
+		for _, c := range []halfCloser{a, b} {
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+	}
+	stop := context.AfterFunc(ctx, abort)
+	defer stop()
+	defer func() {
 		_ = a.Close()
 		_ = b.Close()
+	}()
+	there := &direction{dst: b, src: a, over: make(chan struct{})}
+	back := &direction{dst: a, src: b, over: make(chan struct{})}
+	var both sync.WaitGroup
+	both.Go(func() { there.run(back, abort) })
+	back.run(there, abort)
+	both.Wait()
+	return there.n, back.n, there.whole() && back.whole()
+}
+
+// A direction is one of the two of a relay.
+type direction struct {
+	dst, src halfCloser
+	shut     atomic.Bool // dst was told of the end of src
+
+	over          chan struct{} // closed when what follows is set
+	n             int64
+	read, written error // why the source, or the destination, came to an end, if not by itself
+}
+
+func (d *direction) whole() bool { return d.read == nil && d.written == nil }
+
+func (d *direction) run(other *direction, abort func()) {
+	d.n, d.read, d.written = transfer(d.dst, d.src)
+	close(d.over)
+	switch {
+	case errors.Is(d.read, os.ErrDeadlineExceeded): // the other one has the say
+	case d.read != nil, d.whole() && d.brokeOff(other):
+		abort()
+	case d.written == nil:
+		d.shut.Store(true)
+		_ = d.dst.CloseWrite()
 	}
-	stop := context.AfterFunc(ctx, end)
-	defer stop()
-	defer end()
-	pump := func(dst, src halfCloser) (n int64, whole bool) {
-		n, read, written := transfer(dst, src)
-		switch {
-		case read != nil:
-			for _, c := range []halfCloser{dst, src} {
-				_ = c.SetLinger(0)
-				_ = c.Close()
-			}
-		case written == nil:
-			_ = dst.CloseWrite()
-		}
-		return n, read == nil && written == nil
+}
+
+// brokeOff tells a reset of the source from its end. The kernel reports one to whoever asks first, and if
+// that was the other direction, which writes there, what is read next is an end of file. It can be so only
+// if the connection is over both ways, and not by our own end; then the other direction has
+// nothing to do any more, and is stopped and asked.
+func (d *direction) brokeOff(other *direction) bool {
+	if other.shut.Load() || !isOver(d.src) {
+		return false
 	}
-	var (
-		there              sync.WaitGroup
-		upWhole, downWhole bool
-	)
-	there.Go(func() { up, upWhole = pump(b, a) })
-	down, downWhole = pump(a, b)
-	there.Wait()
-	return up, down, upWhole && downWhole
+	_ = d.dst.SetReadDeadline(time.Unix(1, 0))
+	<-other.over
+	why := errors.Join(other.read, other.written)
+	return why != nil && !errors.Is(why, os.ErrDeadlineExceeded) && !errors.Is(why, unix.EPIPE) // which follows an end of the source's
+}
+
+// isOver reports whether neither side of a TCP connection can send any more.
+func isOver(c net.Conn) bool {
+	t := tcpOf(c)
+	if t == nil {
+		return false
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return false
+	}
+	over := false
+	_ = raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		over = err == nil && info.State == unix.BPF_TCP_CLOSE
+	})
+	return over
+}
+
+// tcpOf returns what is below the wrappings of a connection, nil if that is not TCP.
+func tcpOf(c net.Conn) *net.TCPConn {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		return c
+	case *prefixed:
+		return tcpOf(c.halfCloser)
+	case *clientConn:
+		return tcpOf(c.agentConn)
+	case *tied:
+		return c.TCPConn
+	}
+	return nil
 }
 
 // bulk is after how many full buffers in a row a stream is taken for a large one.
@@ -122,8 +188,14 @@ func transfer(dst, src halfCloser) (n int64, read, written error) {
 		}
 	}
 	m, err := io.Copy(dst, src)
+	if errors.Is(err, unix.EPIPE) {
+		return n + m, nil, errSpliced
+	}
 	return n + m, err, nil // or it was dst's: of a splice that can't be told
 }
+
+// errSpliced is that dst takes no more of what is spliced to it, after an end of its peer's or a reset.
+var errSpliced = errors.New("broken pipe")
 
 // A source is what a stream is read from.
 type source struct {
@@ -133,13 +205,7 @@ type source struct {
 
 func newSource(c net.Conn) source {
 	s := source{Conn: c}
-	if client, ok := c.(*clientConn); ok {
-		c = client.agentConn
-	}
-	if t, ok := c.(*tied); ok {
-		c = t.TCPConn
-	}
-	if t, ok := c.(*net.TCPConn); ok {
+	if t := tcpOf(c); t != nil {
 		s.raw, _ = t.SyscallConn() // its error is that of t being nil
 	}
 	return s

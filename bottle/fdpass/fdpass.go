@@ -17,7 +17,8 @@ import (
 // Header is how egress asks pipelock, with a CONNECT, to pass it the connection to the upstream
 // instead of relaying what flows: the value is the body of the message that bears it. An answer with
 // the same field says that the message was sent. The connection that the CONNECT came by is the
-// leash then: it carries nothing more, and who closes it, or dies, ends the other connection too.
+// leash then: who closes it, or dies, ends the other connection too, by a reset. Egress says by one byte
+// before, the only one that the leash carries, that what it has written is still to be sent.
 const Header = "Bottle-Pass"
 
 // MaxBody is how many bytes a message may have.
@@ -161,7 +162,7 @@ func (m Message) Take(roles ...string) (_ []*net.TCPConn, err error) {
 	case m.flags&unix.MSG_TRUNC != 0:
 		return nil, fmt.Errorf("more than %d bytes", MaxBody)
 	case m.flags&unix.MSG_CTRUNC != 0:
-		return nil, errors.New("descriptors were lost: too many were sent, or this process has no room")
+		return nil, fmt.Errorf("descriptors were lost: too many were sent, or this process has no room: %w", unix.EMFILE)
 	case len(fds) != len(roles):
 		return nil, fmt.Errorf("%d descriptors, not %d", len(fds), len(roles))
 	}

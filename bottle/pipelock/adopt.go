@@ -81,6 +81,7 @@ func read(m fdpass.Message, permitted []netip.Prefix) (_ *tunnel, err error) {
 	defer func() {
 		for _, c := range conns {
 			if err != nil {
+				_ = fdpass.Cut(c) // egress may have a copy
 				_ = c.Close()
 			}
 		}

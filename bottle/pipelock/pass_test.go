@@ -93,11 +93,21 @@ func (p *passingPair) get(h *heir, port int) (leash, up *net.TCPConn) {
 	return leash, conns[0]
 }
 
-func mustEnd(t *testing.T, what string, c net.Conn) {
+// mustBreak expects what is no end.
+func mustBreak(t *testing.T, what string, c net.Conn) {
 	t.Helper()
-	if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+	if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, io.EOF) {
 		t.Errorf("%s: read %d, %v", what, n, err)
 	}
+}
+
+// through says that egress is, and closes the leash.
+func through(t *testing.T, leash net.Conn) {
+	t.Helper()
+	if _, err := leash.Write([]byte{0}); err != nil {
+		t.Fatal(err)
+	}
+	_ = leash.Close()
 }
 
 // What egress got goes on without the gate, and ends when either lets go of the leash: who kept a
@@ -126,8 +136,10 @@ func TestPass(t *testing.T) {
 	if _, err := up.Write([]byte("the rest")); err != nil {
 		t.Fatal(err)
 	}
-	_ = leash.Close()
-	mustEnd(t, "a copy that was kept", up)
+	through(t, leash)
+	if n, err := up.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a copy that was kept: read %d, %v", n, err)
+	}
 	if _, err := up.Write([]byte("more")); err == nil {
 		t.Error("a copy that was kept can write")
 	}
@@ -166,7 +178,7 @@ func TestTheTailOfWhatWasPassedArrives(t *testing.T) {
 	}
 	sent, _ := up.Write(make([]byte, size)) // as much as the kernel takes
 	_ = up.Close()
-	_ = leash.Close()
+	through(t, leash)
 	close(begin)
 	if n := <-got; n != int64(sent) || n < 1<<20 {
 		t.Errorf("%d bytes arrived of %d", n, sent)
@@ -176,7 +188,7 @@ func TestTheTailOfWhatWasPassedArrives(t *testing.T) {
 // Who lets go of the leash and keeps the connection does not read on for long.
 func TestPassedStreamEndsWithItsLeash(t *testing.T) {
 	port := upstream(t, func(c *net.TCPConn) {
-		go func() { _, _ = io.Copy(io.Discard, c) }()
+		go func() { _, _ = io.Copy(io.Discard, c) }() // until the write fails
 		for b := make([]byte, 1<<10); ; {
 			if _, err := c.Write(b); err != nil {
 				return
@@ -189,9 +201,35 @@ func TestPassedStreamEndsWithItsLeash(t *testing.T) {
 	if _, err := up.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
-	_ = leash.Close()
+	// The flag is the socket's, so it has the gate's thread wait too, if that lets it.
+	if f, err := up.File(); err != nil {
+		t.Fatal(err)
+	} else if err := errors.Join(unix.SetNonblock(int(f.Fd()), false), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	through(t, leash)
 	if _, err := io.Copy(io.Discard, up); errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error("it is read for ever")
+	}
+}
+
+// An egress that breaks off, or dies, breaks the connection off.
+func TestPassedIsBrokenOffWithItsLeash(t *testing.T) {
+	seen := make(chan error, 1)
+	port := upstream(t, func(c *net.TCPConn) {
+		_, err := io.Copy(io.Discard, c)
+		seen <- err
+	})
+	p := newPassingPair(t)
+	h := p.start(t, newPair(t), entry("a.test", port))
+	leash, up := p.get(h, port)
+	if _, err := up.Write([]byte("half")); err != nil {
+		t.Fatal(err)
+	}
+	_ = up.Close()
+	_ = leash.Close()
+	if err := <-seen; err == nil {
+		t.Error("the upstream saw an end")
 	}
 }
 
@@ -207,11 +245,8 @@ func TestReloadCutsWhatWasPassed(t *testing.T) {
 	leash, up := p.get(h, port)
 	ping(t, up)
 	h.change(sealed(t, entry("b.test", port)))
-	for name, c := range map[string]net.Conn{"the connection": up, "its leash": leash} {
-		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, io.EOF) {
-			t.Errorf("%s: read %d, %v", name, n, err)
-		}
-	}
+	mustBreak(t, "the connection", up)
+	mustBreak(t, "its leash", leash)
 	if _, err := up.Write([]byte("more")); err == nil {
 		t.Error("it can write")
 	}
@@ -237,11 +272,8 @@ func TestHandoverOfWhatWasPassed(t *testing.T) {
 	second, _ := p.get(h, port)
 	_ = second.Close()
 	h.change(sealed(t, entry("b.test")))
-	for name, c := range map[string]net.Conn{"the connection": up, "its leash": leash} {
-		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil || errors.Is(err, io.EOF) {
-			t.Errorf("%s: read %d, %v", name, n, err)
-		}
-	}
+	mustBreak(t, "the connection", up)
+	mustBreak(t, "its leash", leash)
 }
 
 // The end of a gate that nobody took over from ends what it passed.
@@ -254,8 +286,8 @@ func TestStopEndsWhatWasPassed(t *testing.T) {
 	if err := h.stop(); err != nil {
 		t.Fatal(err)
 	}
-	mustEnd(t, "the connection", up)
-	mustEnd(t, "its leash", leash)
+	mustBreak(t, "the connection", up)
+	mustBreak(t, "its leash", leash)
 }
 
 // Who says more with the CONNECT, asks for nothing, or takes nothing is relayed.

@@ -123,7 +123,8 @@ func (t *tunnel) watch(pause context.Context) (over bool) {
 	stop := context.AfterFunc(pause, func() { _ = t.client.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 	n, err := t.client.Read(make([]byte, 1))
-	return n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
+	t.there = n > 0
+	return t.there || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // cut ends the tunnel, from any goroutine. Where it became forbidden, that binds each copy of
@@ -140,30 +141,32 @@ func (t *tunnel) cut(cause error) {
 	}
 }
 
-// letGo ends a tunnel whose leash egress has closed, and returns when it is over. Until ctx ends,
-// what egress has written is still sent, and the upstream has a moment to end its side too. Then
-// the connection is cut, whoever kept a copy of it.
+// letGo ends a tunnel whose leash egress has closed, and returns when it is over. If egress was
+// through with it, what it has written is still sent, until ctx ends, and the upstream has a moment to end its side
+// too. Then the connection is cut, whoever kept a copy of it.
 func (t *tunnel) letGo(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lingerFor)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = t.up.CloseRead() })
-	defer stop()
-	if ctx.Err() == nil {
-		_ = t.up.CloseWrite()
+	cut := func() { _ = fdpass.Cut(t.up) } // the errors are those of a connection that is over
+	defer cut()
+	if ctx.Err() != nil || !t.there {
+		return
 	}
+	stop := context.AfterFunc(ctx, cut)
+	defer stop()
+	_ = t.up.CloseWrite()
 	for ctx.Err() == nil {
 		look := time.After(partingFor)
 		_ = t.up.SetReadDeadline(time.Now().Add(partingFor))
-		_, _ = io.Copy(io.Discard, t.up) // until the upstream's end, or that of the moment
+		fdpass.Drain(t.up) // until the upstream's end, or that of the moment
 		if left, err := fdpass.Unsent(t.up); err != nil || left == 0 {
-			break
+			return
 		}
 		select {
 		case <-look:
 		case <-ctx.Done():
 		}
 	}
-	_ = fdpass.Cut(t.up) // its errors are those of a connection that is over
 }
 
 // pump copies from src to dst until the end of src, which it passes on as such (half-close),
