@@ -58,7 +58,7 @@ func Send(c *net.UnixConn, body []byte, conns ...*net.TCPConn) error {
 			return !errors.Is(sent, unix.EAGAIN)
 		})
 		switch {
-		case err != nil && errors.Is(sent, unix.EAGAIN):
+		case errors.Is(err, os.ErrDeadlineExceeded): // perhaps before the first try
 			return fmt.Errorf("%w (%w)", ErrNoRoom, err)
 		case err != nil:
 			return err
