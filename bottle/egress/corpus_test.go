@@ -208,17 +208,9 @@ func passingPair(t testing.TB) (pass, passed *net.UnixConn) {
 	}
 	var ends [2]*net.UnixConn
 	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "end")
-		c, err := net.FileConn(f)
-		_ = f.Close()
-		if err != nil {
+		if ends[i], err = unixConnAt(uintptr(fd)); err != nil {
 			t.Fatal(err)
 		}
-		u, ok := c.(*net.UnixConn)
-		if !ok {
-			t.Fatalf("%T", c)
-		}
-		ends[i] = u
 	}
 	return ends[0], ends[1]
 }

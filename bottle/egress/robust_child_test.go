@@ -31,14 +31,15 @@ type childJob struct {
 	Files  uint64       // RLIMIT_NOFILE; 0 leaves it as it is
 }
 
-// A childEgress has its sockets at descriptors 3 and 4.
+// A childEgress has its sockets at descriptors 3 and 4, and with Passing its end at 5.
 type childEgress struct {
 	Routes, SpentPath, CACert, CAKey, HopFile, Secret, GateSecret string
 	UpstreamCA                                                    []byte
 	Conns                                                         int // see Config.Limit
+	Passing                                                       bool
 }
 
-// A childGate has its socket at descriptor 3.
+// A childGate has its socket at descriptor 3, and the end by which it passes connections at 4.
 type childGate struct {
 	Config string
 	Hosts  []string // which are at 127.0.0.1
@@ -78,8 +79,12 @@ func childMain(text string) error {
 		for _, host := range job.Gate.Hosts {
 			resolve[host] = "127.0.0.1"
 		}
+		pass, err := unixConnAt(4)
+		if err != nil {
+			return err
+		}
 		g, err := pipelock.NewGate(pipelock.GateConfig{
-			Config: job.Gate.Config, Listener: l, Secret: gateSecret, Logger: slog.New(slog.DiscardHandler), Report: report,
+			Config: job.Gate.Config, Listener: l, Pass: pass, Secret: gateSecret, Logger: slog.New(slog.DiscardHandler), Report: report,
 			Resolve: resolve, AllowCIDRs: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")},
 		})
 		if err != nil {
@@ -96,6 +101,11 @@ func childMain(text string) error {
 		Routes: c.Routes, SpentPath: c.SpentPath, CACert: c.CACert, CAKey: c.CAKey, HopFile: c.HopFile, UpstreamCA: c.UpstreamCA,
 		Secret: c.Secret, GateSecret: c.GateSecret, Listener: l, KeyListener: keys, Report: report, Logger: slog.New(slog.DiscardHandler),
 	}
+	if c.Passing {
+		if cfg.Passed, err = unixConnAt(5); err != nil {
+			return err
+		}
+	}
 	cfg.Limit(c.Conns, 0, 0, 0)
 	s, err := egress.New(cfg)
 	if err != nil {
@@ -110,6 +120,20 @@ func listenerAt(fd uintptr) (net.Listener, error) {
 	return net.FileListener(f)
 }
 
+func unixConnAt(fd uintptr) (*net.UnixConn, error) {
+	f := os.NewFile(fd, "end")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return nil, fmt.Errorf("descriptor %d is %T", fd, c)
+	}
+	return u, nil
+}
+
 // A child is such a process.
 type child struct {
 	pid  int
@@ -117,8 +141,10 @@ type child struct {
 	stop func()
 }
 
+type socketFile interface{ File() (*os.File, error) }
+
 // start starts it on those sockets. It is ended with the test.
-func (j childJob) start(t testing.TB, report func(bottle.DaemonStatus) error, sockets ...interface{ File() (*os.File, error) }) *child {
+func (j childJob) start(t testing.TB, report func(bottle.DaemonStatus) error, sockets ...socketFile) *child {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -183,16 +209,21 @@ func (w *world) apart(files uint64, conns int) *child {
 	c := w.cfg
 	job := childJob{Files: files, Egress: &childEgress{
 		Routes: c.Routes, SpentPath: c.SpentPath, CACert: c.CACert, CAKey: c.CAKey, HopFile: c.HopFile, Secret: c.Secret,
-		GateSecret: c.GateSecret, UpstreamCA: c.UpstreamCA, Conns: conns,
+		GateSecret: c.GateSecret, UpstreamCA: c.UpstreamCA, Conns: conns, Passing: c.Passed != nil,
 	}}
-	child := job.start(w.t, w.init.report, w.init.proxy, w.init.keys)
+	sockets := []socketFile{w.init.proxy, w.init.keys}
+	if c.Passed != nil {
+		defer c.Passed.Close()
+		sockets = append(sockets, c.Passed)
+	}
+	child := job.start(w.t, w.init.report, sockets...)
 	w.stop = child.stop
 	w.addr = w.waitStatus(func(st bottle.DaemonStatus) bool { return st.Listen != "" }).Listen
 	return child
 }
 
 // builtIn puts a built-in gate, in a process of its own, behind the world's egress, for those
-// hosts, each at a port of 127.0.0.1.
+// hosts, each at a port of 127.0.0.1. What it dials it passes to an egress that is put apart afterwards.
 func (w *world) builtIn(files uint64, entries ...bottle.AllowEntry) *child {
 	w.t.Helper()
 	doc, err := pipelock.New(entries)
@@ -217,5 +248,8 @@ func (w *world) builtIn(files uint64, entries ...bottle.AllowEntry) *child {
 		job.Gate.Hosts = append(job.Gate.Hosts, string(e.Host))
 	}
 	writeHop(w.t, w.cfg.HopFile, l.Addr().String())
-	return job.start(w.t, func(bottle.DaemonStatus) error { return nil }, l)
+	var pass *net.UnixConn
+	pass, w.cfg.Passed = passingPair(w.t)
+	defer pass.Close()
+	return job.start(w.t, func(bottle.DaemonStatus) error { return nil }, l, pass)
 }

@@ -252,12 +252,21 @@ func TestGateWithoutDescriptors(t *testing.T) {
 	})
 
 	// Connections that say nothing.
-	ready := dial()
-	if status, reason := connectTo(t, ready, "b.example.com:443"); status != 403 { // and it is kept
-		t.Fatal(status, reason)
+	var ready [8]net.Conn
+	for i := range ready {
+		ready[i] = dial()
+		if status, reason := connectTo(t, ready[i], "b.example.com:443"); status != 403 { // and it is kept
+			t.Fatal(status, reason)
+		}
 	}
 	open := gate.exhaust(t, gate.addr, limit)
-	if status, reason := connectTo(t, ready, target); status != 503 || !strings.Contains(reason, "no descriptors left") {
+	// A descriptor that an earlier tunnel gave back late, its pipes' say, is taken by the first that finds
+	// it free; one of those after it must be refused.
+	status, reason := http.StatusOK, ""
+	for i := 0; i < len(ready) && status == http.StatusOK; i++ {
+		status, reason = connectTo(t, ready[i], target)
+	}
+	if status != 503 || !strings.Contains(reason, "no descriptors left") {
 		t.Errorf("without descriptors: %d %s", status, reason)
 	}
 	ping(tunnels[0])
